@@ -70,6 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "temperature": 1.0,
                 "draft_first": True,  # the first action is THINK, and so is the one after a reply
                 "steps_per_call": 64,  # decode steps before control returns to the host
+                "prompts_per_call": 32,  # distinct prompts prefilled together
             },
             "llm": {
                 "backend": "scripted",  # a row of collab.llm.BACKENDS
@@ -85,6 +86,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "temperature": 0.0,
                 "usd_per_million_prompt_tokens": 0.25,
                 "usd_per_million_completion_tokens": 2.0,
+                "usd_limit": 0.0,  # once a run has spent this, help is UNAVAILABLE; 0 = no limit
                 "cache": True,  # identical requests are paid once in a run
                 # helpers of the scripted expert: one is drawn per episode
                 "helpers": {
@@ -121,10 +123,13 @@ def default_config() -> ml_collections.ConfigDict:
                 "decision_weight": 0.2,
                 "ask_share": 0.5,  # of drafted hops that a trace asks about
                 "solve_share": 0.6,  # of asks that hand over the rest of the chain
-                "overshare": 0.2,  # of requests that carry private notes along
-                "label_rounds": 2,  # rollouts relabelled by the SLM's own solve rate
-                "label_samples": 4,  # drafts of each step to estimate the rate
-                "label_learning_rate": 1e-3,
+                "overshare": 0.3,  # of requests that carry private notes along
+                "vague": 0.1,  # of requests that say "my clinic" and so are asked back
+                "judge": "steps",  # what is judged for the labels: steps, or answer
+                "label_problems": 128,  # rolled out to measure the SLM's own solve rate
+                "label_samples": 4,
+                "label_steps": 300,  # of the head's fit to the labels; 0 = no labels
+                "label_learning_rate": 0.03,
             },
             "rl": {
                 "objective": "grpo",  # a row of collab.rl.OBJECTIVES
@@ -185,3 +190,153 @@ def near_matches(path: str, known: list[str]) -> str:
     by_leaf = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
     close = list(dict.fromkeys(by_leaf + difflib.get_close_matches(path, known, n=3, cutoff=0.6)))
     return f"; did you mean {' or '.join(close[:3])}?" if close else ""
+
+
+def check_overrides(arguments: list[str], known: Mapping[str, Any]) -> None:
+    """Refuse a `--config.KEY=VALUE` whose key the schema does not have.
+
+    known: the flattened config. Raises: ValueError with the nearest keys.
+    """
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        path = argument.removeprefix("--config.").split("=")[0]
+        if path not in known:
+            raise ValueError(f"config key {path!r} is unknown{near_matches(path, list(known))}")
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Refuse keys that the schema does not have and types that differ from the default's.
+
+    Two tables are open: `requests` (name -> instruction) and `llm.helpers`.
+    """
+    schema = flatten(default_config())
+    for path, value in flatten(config).items():
+        if path.startswith(OPEN_TABLES):
+            continue
+        if path not in schema:
+            raise ValueError(f"config key {path!r} is unknown{near_matches(path, list(schema))}")
+        wanted = type(schema[path])
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            continue
+        if wanted is tuple and isinstance(value, list):
+            continue
+        if not isinstance(value, wanted):
+            raise ValueError(f"{path}={value!r} must be of type {wanted.__name__}")
+
+
+OPEN_TABLES = ("requests.", "llm.helpers.")
+
+
+def validate(config: Any) -> None:
+    """Check keys, ranges and every rule that spans keys. Raises: ValueError naming the fix."""
+    check_keys(config)
+    _check_ranges(config)
+    _check_rollout(config)
+    _check_learning(config)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _check_ranges(config: Any) -> None:
+    leaves = flatten(config)
+    for path in AT_LEAST_ONE:
+        _require(leaves[path] >= 1, f"{path}={leaves[path]} must be at least 1; try {path}=1")
+    for path in NOT_NEGATIVE:
+        _require(leaves[path] >= 0, f"{path}={leaves[path]} must be 0 or more; try {path}=0")
+    for path in SHARES:
+        _require(0 <= leaves[path] <= 1, f"{path}={leaves[path]} must be a share in [0, 1]")
+    for path, allowed in ONE_OF.items():
+        value = leaves[path]
+        close = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        _require(value in allowed, f"{path}={value!r} must be one of {', '.join(allowed)}{hint}")
+
+
+AT_LEAST_ONE = (
+    "rollout.rows", "rollout.max_segments", "rollout.max_asks", "rollout.steps_per_call",
+    "rollout.prompts_per_call", "rl.problems", "rl.updates", "cold_start.batch",
+    "checkpoint.every", "checkpoint.keep", "evaluate.bootstrap", "log.every", "log.samples_every",
+    "llm.concurrency", "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp",
+    "mesh.model",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "rollout.temperature", "cold_start.steps", "cold_start.label_steps", "rl.iterations",
+    "rl.kl_weight", "rl.entropy_weight", "rl.learning_rate", "reward.turn", "reward.think",
+    "reward.leak", "reward.format", "reward.usd", "reward.token", "llm.retries", "llm.deadline_s",
+    "llm.backoff_s", "log.samples",
+)  # fmt: skip
+SHARES = (
+    "task.world.known_share", "task.world.faint_share", "task.world.held_out_share",
+    "task.world.leak_needed_share", "cold_start.ask_share", "cold_start.solve_share",
+    "cold_start.overshare", "cold_start.vague", "llm.scripted.knowledge_share",
+    "llm.scripted.error_rate",
+)  # fmt: skip
+ONE_OF = {
+    "reward.quality": ("em", "f1"),
+    "llm.share": ("request", "question", "all"),
+    "cold_start.judge": ("steps", "answer"),
+    "model.dtype": ("float32", "bfloat16"),
+}
+
+
+def _check_rollout(config: Any) -> None:
+    rollout, mesh = config.rollout, config.mesh
+    parts = mesh.data * mesh.fsdp
+    _require(
+        rollout.rows % parts == 0,
+        f"rollout.rows={rollout.rows} must divide by mesh.data*mesh.fsdp={parts}; "
+        f"try rollout.rows={-(-rollout.rows // parts) * parts}",
+    )
+    for key in ("think_tokens", "request_tokens", "answer_tokens", "reply_tokens"):
+        _require(
+            rollout[key] >= 2,
+            f"rollout.{key}={rollout[key]} must be at least 2: a token and the end token",
+        )
+    least = 2 + rollout.think_tokens + rollout.answer_tokens
+    _require(
+        rollout.capacity > least,
+        f"rollout.capacity={rollout.capacity} leaves no room for a prompt beside one thought and "
+        f"an answer ({least} tokens); try rollout.capacity={4 * least}",
+    )
+    _require(
+        rollout.max_segments >= 2 or not rollout.draft_first,
+        f"rollout.max_segments={rollout.max_segments} must be at least 2 with "
+        "rollout.draft_first: a draft and the answer",
+    )
+    _require(
+        len(config.requests) >= 1,
+        "requests is empty; name at least one kind, such as ask_fact",
+    )
+
+
+def _check_learning(config: Any) -> None:
+    rl, parts = config.rl, config.mesh.data * config.mesh.fsdp
+    _require(
+        rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared"
+    )
+    rows = rl.problems * rl.samples
+    _require(
+        rows % parts == 0,
+        f"rl.problems*rl.samples={rows} must divide by mesh.data*mesh.fsdp={parts}; "
+        f"try rl.problems={rl.problems * parts}",
+    )
+    _require(
+        config.cold_start.batch % parts == 0,
+        f"cold_start.batch={config.cold_start.batch} must divide by mesh.data*mesh.fsdp={parts}; "
+        f"try cold_start.batch={config.cold_start.batch * parts}",
+    )
+    world = config.task.world
+    _require(
+        world.known_share + world.faint_share <= 1,
+        f"task.world.known_share+faint_share={world.known_share + world.faint_share} must be at "
+        "most 1; lower one",
+    )
+    _require(
+        rl.iterations == 0 or rl.updates == 1 or rl.objective != "reinforce",
+        f"rl.updates={rl.updates} with rl.objective='reinforce' would go off-policy without a "
+        "clip; use rl.objective='grpo' or rl.updates=1",
+    )

@@ -63,7 +63,7 @@ class TransformerConfig:
                 f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}"
             )
         if self.head_channels % 2:
-            raise ValueError(f"model.head_channels={self.head_channels} must be even (rotary pairs)")
+            raise ValueError(f"model.head_channels={self.head_channels} must be even (pairs turn)")
 
 
 def rope_frequencies(config: TransformerConfig) -> tuple[jax.Array, float]:
@@ -233,8 +233,9 @@ class Transformer(nn.Module):
             for index, layer_cache in enumerate(cache):
                 params = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
                 block = Block(self.config, parent=None)
-                x, layer_cache = block.apply({"params": params}, x, positions_BS, layer_cache)
-                written.append(layer_cache)
+                step: Any = block.apply({"params": params}, x, positions_BS, layer_cache)
+                x = step[0]
+                written.append(step[1])
             cache = tuple(written)
         if self.is_initializing() and not self.config.is_tied:
             self.unembed(x)

@@ -1,0 +1,109 @@
+"""Puts the parts of a run together from its config: task, tokenizer, network, helper, engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from collab import sharding, tasks, tokenizers
+from collab.llm import Backend, make_backend
+from collab.llm.client import Client
+from collab.models import weights
+from collab.models.policy import Policy, init_params
+from collab.models.presets import transformer_config
+from collab.rollout.engine import Engine
+from collab.rollout.state import FEATURES
+from collab.types import Feedback, HelpRequest, Params, Task, action_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """Everything that training, evaluation and interactive use share."""
+
+    config: Any
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    task: Task
+    tokenizer: tokenizers.Tokenizer
+    policy: Policy
+    backend: Backend
+    client: Client
+    engine: Engine
+    helpers: dict[str, float]  # name -> weight, drawn per problem
+
+    def draw_helpers(self, count: int, rng: np.random.Generator) -> list[str]:
+        """A helper for each of `count` problems."""
+        names, weight = list(self.helpers), np.array(list(self.helpers.values()))
+        return [names[index] for index in rng.choice(len(names), count, p=weight / weight.sum())]
+
+    def teacher(self) -> Callable[[HelpRequest], Feedback]:
+        """Who answers in synthesised traces: the scripted expert, whatever helper is in use."""
+        backend = make_backend(
+            "scripted", self.config.llm, knowledge=self.task.knowledge, seed=0
+        )
+        client = Client(backend, self.config.llm, self.config.requests)
+        return lambda request: client.submit(request).result()
+
+    def param_shapes(self) -> Params:
+        """The parameter tree with shapes and dtypes instead of arrays."""
+        return jax.eval_shape(lambda: init_params(self.policy, jax.random.key(0), len(FEATURES)))
+
+    def initial_params(self) -> Params:
+        """Random parameters on the mesh, with the trunk's weights loaded where config says so."""
+        config, policy = self.config, self.policy
+        layout = sharding.param_shardings(self.param_shapes(), self.mesh)
+        make = jax.jit(
+            lambda seed: init_params(policy, jax.random.key(seed), len(FEATURES)),
+            out_shardings=layout,
+        )
+        params = make(config.seed)
+        if config.model.weights:
+            trunk, _ = weights.load_model(config.model, vocabulary=self.tokenizer.size)
+            params = {**params, "lm": jax.device_put(trunk, layout["lm"])}
+        return params
+
+
+def assemble(config: Any, workdir: str) -> Assembly:
+    """Build all parts. Raises: ValueError or HelperUnusable, before anything compiles."""
+    folder = pathlib.Path(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    task = tasks.make_task(config, config.task.data_dir or str(folder / "data"))
+    tokenizer = _tokenizer(config, folder, task)
+    backend = make_backend(
+        config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
+    )
+    backend.check()
+    client = Client(backend, config.llm, config.requests)
+    policy = Policy(
+        transformer_config(config.model, tokenizer.size), len(action_names(tuple(config.requests)))
+    )
+    helpers = {"": 1.0}
+    if config.llm.backend == "scripted" and config.llm.helpers:
+        helpers = {name: row.get("weight", 1.0) for name, row in config.llm.helpers.items()}
+    return Assembly(
+        config=config,
+        workdir=folder,
+        mesh=mesh,
+        task=task,
+        tokenizer=tokenizer,
+        policy=policy,
+        backend=backend,
+        client=client,
+        engine=Engine(policy, tokenizer, client, config, mesh),
+        helpers=helpers,
+    )
+
+
+def _tokenizer(config: Any, folder: pathlib.Path, task: Task) -> tokenizers.Tokenizer:
+    """The run's own tokenizer if it has been saved, else a new one, saved at once."""
+    place = folder / "tokenizer"
+    if place.is_dir():
+        return tokenizers.load_tokenizer(place)
+    tokenizer = tokenizers.make_tokenizer(config, corpus=task.corpus)
+    tokenizer.save(place)
+    return tokenizer

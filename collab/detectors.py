@@ -1,0 +1,106 @@
+"""Figures of a batch of episodes: what the policy does, and the known ways it goes wrong.
+
+Every key is logged each iteration; the alarms of `alarms` say in words what a bad figure means.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from collab.rewards import Terms
+from collab.types import FIRST_REQUEST_ID, THINK, Episode, FeedbackKind, Status
+
+NEVER_ASK_RATE = 0.02  # of drafted boundaries
+CONSTANT_ENTROPY = 0.02  # nats, of the head
+SAMPLER_GAP = 1e-2  # nats
+LAUNDERED_SHARE = 0.5  # of requests
+
+
+def figures(
+    episodes: Sequence[Episode], terms: Sequence[Terms], names: Sequence[str]
+) -> dict[str, float]:
+    """Means over episodes unless the name says otherwise. names: the actions, in index order."""
+    count = max(len(episodes), 1)
+    out: dict[str, float] = {
+        name: float(np.mean([getattr(term, name) for term in terms]))
+        for name in ("reward", "task", "em", "f1", "thinks", "usd", "leak", "leaked_units", "cut")
+    }
+    out["asks"] = float(np.mean([term.turns for term in terms]))
+    out["efficiency"] = float(np.mean([term.efficiency for term in terms]))
+    out["leak_term"] = float(np.mean([t.task - t.reward for t in terms]))
+    for status in Status:
+        if status is not Status.RUNNING:
+            share = sum(episode.status is status for episode in episodes) / count
+            out[f"status_{status.name.lower()}"] = share
+    out.update(_actions(episodes, names))
+    out.update(_copying(episodes))
+    exchanges = [exchange for episode in episodes for exchange in episode.exchanges]
+    for kind in FeedbackKind:
+        share = sum(exchange.feedback.kind is kind for exchange in exchanges)
+        out[f"feedback_{kind.value}"] = share / max(len(exchanges), 1)
+    return out
+
+
+def _actions(episodes: Sequence[Episode], names: Sequence[str]) -> dict[str, float]:
+    """ask_rate_per_draft: requests over decisions that follow a draft. action_*: share of all."""
+    chosen = np.concatenate([episode.trace.action_K for episode in episodes] or [np.zeros(0)])
+    drafts = asked = 0
+    for episode in episodes:
+        segments = episode.segments
+        for before, after in zip(segments, segments[1:], strict=False):
+            if before.action == THINK:
+                drafts += 1
+                asked += after.feedback is not None
+    out = {
+        f"action_{name}": float(np.mean(chosen == index)) if len(chosen) else 0.0
+        for index, name in enumerate(names)
+    }
+    out["ask_rate_per_draft"] = asked / max(drafts, 1)
+    asks = chosen[chosen >= FIRST_REQUEST_ID]
+    out["commonest_request_share"] = (
+        float(np.bincount(asks.astype(int)).max() / len(asks)) if len(asks) else 0.0
+    )
+    return out
+
+
+def _copying(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Answer laundering: the whole question goes out, the reply comes back as the answer."""
+    question_shares, answer_shares = [], []
+    for episode in episodes:
+        for exchange in episode.exchanges:
+            question_shares.append(_overlap(episode.problem.question, exchange.request))
+            answer_shares.append(_overlap(episode.answer, exchange.feedback.text))
+    return {
+        "copied_question": float(np.mean(question_shares)) if question_shares else 0.0,
+        "copied_reply": float(np.mean(answer_shares)) if answer_shares else 0.0,
+    }
+
+
+def _overlap(text: str, other: str) -> float:
+    """Share of the words of `text` in its longest common run with `other`."""
+    words, others = text.split(), other.split()
+    if not words:
+        return 0.0
+    match = difflib.SequenceMatcher(None, words, others, autojunk=False)
+    return match.find_longest_match(0, len(words), 0, len(others)).size / len(words)
+
+
+def alarms(metrics: Mapping[str, float]) -> list[str]:
+    """What looks wrong in these metrics, in words; empty when nothing does."""
+    found = []
+    if metrics.get("ask_rate_per_draft", 1.0) < NEVER_ASK_RATE and metrics.get("em", 1.0) < 0.9:
+        found.append("never-ask: hardly a draft is asked about and answers are wrong")
+    if metrics.get("head_entropy", 1.0) < CONSTANT_ENTROPY:
+        found.append("the head is nearly deterministic: it may have become one constant action")
+    if metrics.get("copied_question", 0.0) > LAUNDERED_SHARE:
+        found.append("answer laundering: requests copy the question")
+    if metrics.get("zero_variance_groups", 0.0) > 0.8:
+        found.append("most groups have no variance: little is learned")
+    if metrics.get("sampler_gap", 0.0) > SAMPLER_GAP:
+        found.append("sampler and trainer disagree on log-probabilities")
+    if metrics.get("status_no_answer", 0.0) > 0.2 or metrics.get("cut", 0.0) > 1.0:
+        found.append("gibberish: many segments hit their limit or answers are empty")
+    return found

@@ -1,0 +1,94 @@
+"""The large model's side: the chat protocol a backend speaks, and the table of backends.
+
+A backend turns chat messages into a completion or raises a typed error (`errors`); `client` makes
+help requests of it, `prompts` writes and reads the talk. A new backend is one file here and one
+line of the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from ml_collections import ConfigDict
+
+from collab.types import Knowledge
+
+BACKENDS = {
+    "scripted": "collab.llm.scripted:ScriptedBackend",
+    "openai": "collab.llm.openai:OpenAIBackend",
+}
+
+CHARACTERS_PER_TOKEN = 4  # English text under byte-pair vocabularies of 32k-200k pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One chat message. role: system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a backend replied.
+
+    prompt_tokens, completion_tokens: as billed; None where the server did not say.
+    latency_s: what the reply would have taken, for a backend on a virtual clock; None = measure it.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_s: float | None = None
+
+
+class Backend(Protocol):
+    """One way to reach an LLM. Every method may be called from many threads at once."""
+
+    is_local: bool  # pure, fast Python: the client runs it inline, without threads
+    helper_names: tuple[str, ...]  # what `complete` accepts as `helper`, besides ""
+
+    def complete(
+        self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
+    ) -> Completion:
+        """Reply within `deadline_s` seconds, in at most about `reply_tokens` tokens.
+
+        Raises: a subclass of `errors.HelpError`, nothing else.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raise `errors.HelperUnusable` now, rather than an hour into a run, if it can't work."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+def make_backend(
+    name: str, llm: ConfigDict, *, knowledge: Knowledge | None = None, seed: int = 0
+) -> Backend:
+    """Build a row of BACKENDS from `config.llm`.
+
+    knowledge: of the task, for a backend that answers from it. Raises: ValueError on bad settings.
+    """
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(name, BACKENDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"llm.backend={name!r} must be one of {', '.join(BACKENDS)}{hint}")
+    module, attribute = BACKENDS[name].split(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute).from_config(
+        llm, knowledge=knowledge, seed=seed
+    )
+    return backend
+
+
+def estimated_tokens(text: str) -> int:
+    """A tokenizer-free guess, for servers that report no usage and for the scripted expert."""
+    return -(-len(text) // CHARACTERS_PER_TOKEN)

@@ -1,0 +1,289 @@
+"""Any OpenAI-compatible server: vLLM, llama.cpp, Ollama, the hosted ones, or `collab.llm.serve`.
+
+The protocol and what can be wrong with a reply are here; bytes, sockets and deadlines are in
+`transport`. The API key comes from the environment variable that `llm.api_key_env` names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import email.utils
+import json
+import math
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from collab.llm import Completion, Message, errors
+from collab.llm.prompts import written_feedback
+from collab.llm.transport import Answer, Transport
+from collab.types import FeedbackKind, Knowledge
+
+CHECK_S = 5.0  # for each exchange of the start-up check
+PROBE_TOKENS = 16  # reply length of the start-up probe of a server that lists no models
+_WORD = re.compile(r"[\w.-]{1,64}", re.ASCII)  # an error code that can't hold private text
+_TOO_LONG = re.compile(r"context (?:length|size|window)|context_length|exceed_context", re.I)
+
+
+class OpenAIBackend:
+    """Chat completions over HTTP.
+
+    The `model` field is `llm.model`; where that is "", it is the helper's name, so that one server
+    can stand for a pool of helpers.
+    """
+
+    is_local = False
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        key: str,
+        key_env: str,
+        temperature: float,
+        concurrency: int,
+        helper_names: tuple[str, ...] = (),
+    ) -> None:
+        self._base_url = _checked_url(base_url)
+        self._model, self._key_env, self._temperature = model, key_env, temperature
+        self.helper_names = (model,) if model else helper_names
+        self._key = _checked_key(key, key_env)
+        self._transport = Transport(connections=concurrency, key=self._key)
+
+    @classmethod
+    def from_config(
+        cls, llm: ConfigDict, *, knowledge: Knowledge | None, seed: int
+    ) -> OpenAIBackend:
+        """Settings from `config.llm`, the key from the environment; it may be absent."""
+        return cls(
+            base_url=llm.base_url,
+            model=llm.model,
+            key=os.environ.get(llm.api_key_env, "") if llm.api_key_env else "",
+            key_env=llm.api_key_env,
+            temperature=llm.temperature,
+            concurrency=llm.concurrency,
+            helper_names=tuple(llm.helpers),
+        )
+
+    def complete(
+        self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
+    ) -> Completion:
+        """One chat completion. Raises: a `HelpError` for everything that isn't one."""
+        model = self._model or helper
+        payload = {
+            "model": model,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "max_tokens": reply_tokens,
+            "temperature": self._temperature,
+        }
+        answer = self._transport.exchange(
+            "POST",
+            f"{self._base_url}/chat/completions",
+            deadline_s=deadline_s,
+            payload=json.dumps(payload).encode(),
+        )
+        if answer.status != 200:
+            raise self._failure(answer, model)
+        return read_completion(answer.body)
+
+    def check(self) -> None:
+        """Ask for the list of models, or a few tokens where there is none, and read what is wrong.
+
+        Raises: HelperUnusable with the fix: server unreachable, key refused, model unknown.
+        """
+        try:
+            answer = self._transport.exchange("GET", f"{self._base_url}/models", deadline_s=CHECK_S)
+            if answer.status in (404, 405, 501):
+                self._probe()
+            elif answer.status != 200:
+                raise self._failure(answer, self._model)
+            else:
+                self._check_listed(_listed_models(answer.body))
+        except (errors.ConnectionFailed, errors.TimedOut) as error:
+            raise errors.HelperUnusable(
+                f"llm.base_url={self._base_url!r}: no reply ({error}); start the server, e.g. "
+                "python -m collab.llm.serve, or correct llm.base_url"
+            ) from None
+        except errors.HelpError as error:
+            raise errors.HelperUnusable(f"llm.base_url={self._base_url!r}: {error}") from None
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._transport.close()
+
+    def _probe(self) -> None:
+        """A server without a list of models: whether each name is accepted."""
+        for name in self.helper_names:
+            try:
+                self.complete(
+                    [Message("user", "Say yes.")],
+                    reply_tokens=PROBE_TOKENS,
+                    deadline_s=CHECK_S,
+                    helper=name,
+                )
+            except errors.Malformed:
+                continue  # it replied: server, key and model are fine; so few tokens may not be
+
+    def _check_listed(self, listed: list[str]) -> None:
+        wanted = [name for name in self.helper_names if f"{name}:latest" not in listed]  # Ollama
+        for name in wanted:
+            if listed and name not in listed:
+                near = difflib.get_close_matches(name, listed, n=3, cutoff=0.3) or listed[:8]
+                key = "llm.model" if self._model else 'llm.model="" and the llm.helpers row'
+                raise errors.HelperUnusable(
+                    f"{key} {name!r}: no such model at {self._base_url}; "
+                    f"set llm.model to one that is served: {self._hidden(', '.join(near))}"
+                )
+
+    def _hidden(self, text: str) -> str:
+        """A server may quote the key back."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def _failure(self, answer: Answer, model: str) -> errors.HelpError:
+        """The typed error of a reply whose status is not 200. Quotes codes, never the text."""
+        status, words = answer.status, _error_words(answer.body)
+        pause_s = retry_after_s(answer.headers, time.time())
+        codes = [self._hidden(word) for word in words[:2] if _WORD.fullmatch(word)]
+        said = " ".join([f"status {status}", *codes])
+        if "content_filter" in words:
+            return errors.ContentFiltered(said)
+        if status == 402 or "insufficient_quota" in words:
+            return errors.QuotaSpent(f"{said}: the account of {self._key_env} has no credit left")
+        if status in (401, 403):
+            what = "refuses the key in" if self._key else "asks for a key; put it into"
+            where = f"{self._key_env or '(no variable)'} (llm.api_key_env)"
+            return errors.AuthFailed(f"{said}: the server {what} the variable {where}")
+        if status == 404:
+            return errors.ModelNotFound(
+                f"{said}: {self._base_url} knows no model {model!r}; correct llm.model, "
+                "or llm.base_url (it usually ends in /v1)"
+            )
+        if status == 429:
+            return errors.RateLimited(said, retry_after_s=pause_s)
+        if status == 408:
+            return errors.TimedOut(said, retry_after_s=pause_s)
+        if status == 409 or status >= 500:
+            return errors.ServerFailed(said, retry_after_s=pause_s)
+        if status in (400, 413, 422) and any(_TOO_LONG.search(word) for word in words):
+            return errors.ContextTooLong(f"{said}: the talk exceeds the context of {model!r}")
+        if 300 <= status < 400:
+            return errors.BadRequest(f"{said}: redirects are not followed; correct llm.base_url")
+        return errors.BadRequest(said)
+
+
+def read_completion(body: bytes) -> Completion:
+    """The first choice's text and the usage. Raises: Malformed, ContentFiltered.
+
+    A reply that only names a refusal becomes a typed REFUSE. Absent or odd usage reads as None.
+    """
+    reply = _json(body)
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise errors.Malformed("the reply has no choices")
+    message = choices[0].get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(message, dict) and content is None and isinstance(message.get("refusal"), str):
+        content = written_feedback(FeedbackKind.REFUSE, message["refusal"])
+    if not content and choices[0].get("finish_reason") == "content_filter":
+        raise errors.ContentFiltered("the server's filter withheld the reply")
+    if not isinstance(content, str):
+        raise errors.Malformed("the reply's content is not a text")
+    if any("\ud800" <= character <= "\udfff" for character in content):
+        raise errors.Malformed("the reply's content holds half of a surrogate pair")
+    usage = reply.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return Completion(
+        content, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    )
+
+
+def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
+    """The pause a server asks for, in seconds >= 0, or None where it names none that makes sense.
+
+    headers: any case-insensitive mapping; now_s: Unix time, for the HTTP-date form. A date in the
+    past is 0; negative, infinite and unreadable values are None.
+    """
+    milliseconds = _seconds(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after", "").strip()
+    seconds = _seconds(value)
+    if seconds is not None:
+        return seconds
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        date = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - now_s)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _seconds(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if 0.0 <= number < math.inf else None
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise errors.Malformed("the reply is not UTF-8 JSON") from None
+    if not isinstance(value, dict):
+        raise errors.Malformed("the reply is not a JSON object")
+    return value
+
+
+def _error_words(body: bytes) -> list[str]:
+    """Code, type and message of an error body, in the shapes that servers use; else nothing."""
+    try:
+        value = _json(body)
+    except errors.Malformed:
+        return []
+    error = value.get("error")
+    fields = error if isinstance(error, dict) else value
+    return [str(fields.get(name) or "") for name in ("code", "type", "message")]
+
+
+def _listed_models(body: bytes) -> list[str]:
+    """Names in a model list; none where the reply lists nothing readable."""
+    data = _json(body).get("data")
+    rows = data if isinstance(data, list) else []
+    return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+
+
+def _count(value: Any) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_count else None
+
+
+def _checked_url(base_url: str) -> str:
+    """Without a trailing slash. Raises: ValueError; one with a password in it is not quoted."""
+    parts = urllib.parse.urlsplit(base_url)
+    if parts.username or parts.password:
+        raise ValueError("llm.base_url must hold no user or password; use llm.api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"llm.base_url={base_url!r} must be a whole URL such as http://127.0.0.1:8000/v1"
+        )
+    return base_url.rstrip("/")
+
+
+def _checked_key(key: str, key_env: str) -> str:
+    """The key without blanks around it. Raises: ValueError that names the variable only."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError(f"the key in {key_env} must be one line of printable ASCII, no blanks")
+    return key

@@ -1,0 +1,243 @@
+"""A scripted expert of graded strength: how far it chains, what it knows, how often it errs.
+
+It reads the chat back, resolves the request with the task's knowledge and answers typed. The same
+messages and helper always give the same reply, in process and over HTTP (`serve`). No network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from collab.llm import Completion, Message, errors, estimated_tokens
+from collab.llm.prompts import parse_request, written_feedback
+from collab.types import REPLY, FeedbackKind, Knowledge, Resolution, Step
+
+JOINER = " ; "
+EQUALS = " = "
+UNKNOWN = "I do not know"
+RIGHT = "right"
+DEFAULT_HELPER = "scripted"  # the defaults of `llm.scripted`; also what an empty name means
+CONTEXT_TOKENS = 32_768  # a longer talk is refused, as any server would
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """What one helper can do: a row of `llm.helpers` over the defaults of `llm.scripted`."""
+
+    hops: int
+    knowledge_share: float
+    error_rate: float
+    asks_back: bool
+    latency_s: float
+    latency_sigma: float
+    weight: float
+
+    @classmethod
+    def of(cls, name: str, values: dict[str, Any]) -> Strength:
+        """Raises: ValueError for an unknown key or a value out of range."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{name}.{key} is unknown; keys are {', '.join(fields)}{hint}")
+        for key in ("knowledge_share", "error_rate"):
+            if not 0.0 <= values[key] <= 1.0:
+                raise ValueError(f"{name}.{key}={values[key]} must lie in [0, 1]")
+        for key in ("hops", "latency_s", "latency_sigma", "weight"):
+            if not 0.0 <= values[key] < math.inf:
+                raise ValueError(f"{name}.{key}={values[key]} must be 0 or more")
+        return cls(**values)
+
+
+class ScriptedBackend:
+    """Helpers that answer from a task's `Knowledge`.
+
+    A helper knows a fact, and errs on it, by a hash of (seed, helper, query): always the same way.
+    An error is carried on: the rest of the chain follows from the wrong belief.
+    """
+
+    is_local = True
+
+    def __init__(
+        self, knowledge: Knowledge, strengths: dict[str, Strength], *, seed: int = 0
+    ) -> None:
+        self._knowledge = knowledge
+        self._strengths = strengths
+        self._seed = seed
+        self.helper_names = tuple(strengths)
+
+    @classmethod
+    def from_config(
+        cls, llm: ConfigDict, *, knowledge: Knowledge | None, seed: int
+    ) -> ScriptedBackend:
+        """One helper per row of `llm.helpers`, and "scripted" with the defaults alone."""
+        if knowledge is None:
+            raise ValueError(
+                "llm.backend='scripted' needs a task with knowledge to answer from; "
+                "set task.name='world', or llm.backend='openai' and a server"
+            )
+        defaults = llm.scripted.to_dict()
+        strengths = {DEFAULT_HELPER: Strength.of("llm.scripted", defaults)}
+        for name, overrides in llm.helpers.to_dict().items():
+            strengths[name] = Strength.of(f"llm.helpers.{name}", {**defaults, **overrides})
+        return cls(knowledge, strengths, seed=seed)
+
+    def complete(
+        self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
+    ) -> Completion:
+        """The reply in JSON form. `reply_tokens` is for wordy models: statements are not cut here.
+
+        Raises: ModelNotFound, ContextTooLong, BadRequest (no user message).
+        """
+        prompt_tokens = sum(estimated_tokens(message.content) for message in messages)
+        if prompt_tokens > CONTEXT_TOKENS:
+            raise errors.ContextTooLong(f"the talk exceeds {CONTEXT_TOKENS} tokens")
+        latency_s = self.latency_s(messages, helper)  # also knows whether the helper exists
+        kind, text = self._reply(_user_requests(messages), helper or DEFAULT_HELPER)
+        reply = written_feedback(kind, text)
+        return Completion(reply, prompt_tokens, estimated_tokens(reply), latency_s)
+
+    def latency_s(self, messages: Sequence[Message], helper: str) -> float:
+        """What this reply would take, in seconds: log-normal, a pure function of its arguments."""
+        strength = self._strength(helper)
+        if strength.latency_s == 0.0:
+            return 0.0
+        parts = [part for message in messages for part in (message.role, message.content)]
+        rng = np.random.default_rng(self._hash("latency", helper or DEFAULT_HELPER, *parts))
+        return strength.latency_s * math.exp(strength.latency_sigma * rng.standard_normal())
+
+    def check(self) -> None:
+        """Nothing to reach."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    # --- what it says ----------------------------------------------------------------------
+
+    def _reply(self, requests: list[tuple[str, str]], helper: str) -> tuple[FeedbackKind, str]:
+        strength = self._strengths[helper]
+        kind, text = _pending(requests)
+        if kind == "ask_check":
+            return self._checked(text, helper)
+        resolution = self._resolve(requests)
+        if resolution is not None and resolution.missing is not None and strength.asks_back:
+            return FeedbackKind.CLARIFY, f"which {resolution.missing.removeprefix('my ')}"
+        if resolution is None or resolution.missing is not None or not resolution.steps:
+            return FeedbackKind.REFUSE, UNKNOWN
+        asked = resolution.steps[:1] if kind == "ask_fact" else resolution.steps
+        believed = [step.statement for step in self._believed(asked[: strength.hops], helper)]
+        if not believed:
+            return FeedbackKind.REFUSE, UNKNOWN
+        if kind == "ask_hint":
+            return FeedbackKind.HINT, asked[0].query
+        is_whole = len(believed) == len(asked)
+        return FeedbackKind.ANSWER if is_whole else FeedbackKind.HINT, JOINER.join(believed)
+
+    def _checked(self, text: str, helper: str) -> tuple[FeedbackKind, str]:
+        """Judge the statements "query = answer" in `text` that the helper knows of, in order."""
+        is_judged = False
+        for query, answer in _statements(text):
+            resolution = self._knowledge.resolve(query)
+            if resolution is None or resolution.missing is not None or not resolution.steps:
+                continue
+            hops = self._strengths[helper].hops
+            believed = list(self._believed(resolution.steps[:hops], helper))
+            if len(believed) < len(resolution.steps):
+                continue
+            is_judged = True
+            if believed[-1].answer.casefold() != answer.casefold():
+                return FeedbackKind.CORRECTION, believed[-1].statement
+        return (FeedbackKind.ANSWER, RIGHT) if is_judged else (FeedbackKind.REFUSE, UNKNOWN)
+
+    def _believed(self, steps: Sequence[Step], helper: str) -> Iterator[Step]:
+        """The steps as the helper believes them, up to the first that it does not know."""
+        strength = self._strengths[helper]
+        true, belief = "", ""
+        for step in steps:
+            now = step
+            if belief != true:
+                told = self._knowledge.resolve(step.query.replace(true, belief))
+                if told is None or told.missing is not None or len(told.steps) != 1:
+                    return
+                now = told.steps[0]
+            is_known = self._share("known", helper, now.query) < strength.knowledge_share
+            if now.is_local or not is_known:
+                return
+            true, belief = step.answer, now.answer
+            if self._share("error", helper, now.query) < strength.error_rate:
+                rng = np.random.default_rng(self._hash("wrong", helper, now.query))
+                belief = self._knowledge.wrong_answer(now, rng)
+            yield dataclasses.replace(now, answer=belief)
+
+    def _resolve(self, requests: list[tuple[str, str]]) -> Resolution | None:
+        """Resolve the last request, with what the SLM told earlier if something is missing.
+
+        A bare reply ("Halden Clinic") is the value of what was missing when it was asked for.
+        """
+        told: list[str] = []
+        asked = ""
+        for kind, said in requests:
+            if kind != REPLY:
+                told += [f"{query}{EQUALS}{answer}" for query, answer in _statements(asked)]
+                asked = said
+            elif _statements(said):
+                told.append(said.strip())
+            else:
+                resolution = self._resolve_with(asked, told)
+                if resolution is not None and resolution.missing is not None:
+                    told.append(f"{resolution.missing}{EQUALS}{said.strip()}")
+        return self._resolve_with(asked, told)
+
+    def _resolve_with(self, text: str, told: list[str]) -> Resolution | None:
+        resolution = self._knowledge.resolve(text)
+        if resolution is None or resolution.missing is None or not told:
+            return resolution
+        return self._knowledge.resolve(JOINER.join([text, *told])) or resolution
+
+    # --- what it is made of ----------------------------------------------------------------
+
+    def _strength(self, helper: str) -> Strength:
+        name = helper or DEFAULT_HELPER
+        if name not in self._strengths:
+            raise errors.ModelNotFound(
+                f"helper {name!r} must be one of {', '.join(self.helper_names)} (llm.helpers)"
+            )
+        return self._strengths[name]
+
+    def _hash(self, *parts: str) -> int:
+        text = "\x1f".join([str(self._seed), *parts])
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    def _share(self, *parts: str) -> float:
+        """A fixed draw from [0, 1)."""
+        return self._hash(*parts) / 2**64
+
+
+def _user_requests(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Kind and text of every user message, in order."""
+    requests = [parse_request(message.content) for message in messages if message.role == "user"]
+    if not requests:
+        raise errors.BadRequest("messages hold no user message")
+    return requests
+
+
+def _pending(requests: list[tuple[str, str]]) -> tuple[str, str]:
+    """The request to be answered: the last that is not a REPLY; nothing where there is none."""
+    asked = [request for request in requests if request[0] != REPLY]
+    return asked[-1] if asked else ("", "")
+
+
+def _statements(text: str) -> list[tuple[str, str]]:
+    """Query and answer of every part of `text` that reads "query = answer"."""
+    parts = (part.split(EQUALS, 1) for part in text.split(JOINER.strip()))
+    return [(part[0].strip(), part[1].strip()) for part in parts if len(part) == 2]

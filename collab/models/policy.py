@@ -1,0 +1,59 @@
+"""The policy: the language model, the discrete help-action head, and its feature weights.
+
+The head reads the last hidden state of the context and a few features of the segment just written
+(`collab.rollout.state.FEATURES`). The two inputs have weights of their own, because they learn at
+different rates: with one rate the features, which start at zero, are found too late and the policy
+becomes a learned constant.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from collab.models.transformer import Cache, Transformer, TransformerConfig
+from collab.types import Params
+
+
+class Policy(nn.Module):
+    """Parameters: `lm` (the transformer), `action_head`, `feature_head` (starts at zero)."""
+
+    config: TransformerConfig
+    actions: int
+
+    def setup(self) -> None:
+        self.lm = Transformer(self.config)
+        self.action_head = nn.Dense(self.actions, kernel_init=nn.initializers.zeros)
+        self.feature_head = nn.Dense(
+            self.actions, use_bias=False, kernel_init=nn.initializers.zeros
+        )
+
+    def __call__(
+        self, tokens_BS: jax.Array, positions_BS: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states [B, S, D] and the cache, as `Transformer`."""
+        return self.lm(tokens_BS, positions_BS, cache)
+
+    def token_logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> f32 [..., V]."""
+        return self.lm.unembed(hidden)
+
+    def action_logits(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
+        """[..., D], [..., F] -> f32 [..., A], before the mask of legal actions."""
+        with jax.named_scope("help_head"):
+            return self.action_head(hidden.astype(jnp.float32)) + self.feature_head(features)
+
+    def everything(self, tokens_BS: jax.Array, features_BF: jax.Array) -> jax.Array:
+        """Touch every parameter once; for `init` only."""
+        positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
+        hidden, _ = self.lm(tokens_BS, positions_BS)
+        self.token_logits(hidden)
+        return self.action_logits(hidden[:, -1], features_BF)
+
+
+def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
+    """Random parameters; run it under `jax.jit` with out_shardings to create them sharded."""
+    tokens_BS = jnp.zeros((1, 2), jnp.int32)
+    features_BF = jnp.zeros((1, features))
+    return policy.init(key, tokens_BS, features_BF, method=Policy.everything)["params"]

@@ -1,0 +1,1 @@
+"""Privacy: which private units left the machine."""

@@ -1,0 +1,98 @@
+"""Reward of an episode: quality, efficiency gated by quality, leakage, format. Every term is named.
+
+    R = Q * (1 - c_turn*turns - c_think*thinks - c_usd*usd/usd_ref - c_token*tokens/token_ref)
+        - c_leak*leak - c_format*cut
+
+Efficiency is gated by correctness: ungated and standardised per group, the price of asking is the
+only variance of an all-wrong group and drives the policy to never ask. Privacy and format are not
+gated. How rewards become advantages is in `collab.rl`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from collab.privacy.detector import Detector
+from collab.tasks.grading import exact_match, f1
+from collab.types import THINK, Episode, Status
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """All parts of one episode's reward.
+
+    leak: share of the private units that left, weighted by sensitivity, in [0, 1].
+    leak_by_exchange: the same by request, in order; a unit counts where it became complete.
+    """
+
+    em: float
+    f1: float
+    quality: float
+    turns: int
+    thinks: int
+    usd: float
+    tokens: int
+    cut: int
+    leaked_units: int
+    leak: float
+    leak_by_exchange: tuple[float, ...]
+    efficiency: float  # share of Q that is left, may be below 0
+    task: float  # Q * efficiency
+    reward: float
+
+
+def score(episode: Episode, weights: Mapping[str, Any]) -> Terms:
+    """Grade an episode. weights: `config.reward`."""
+    problem = episode.problem
+    is_answered = episode.status is Status.ANSWERED
+    em = exact_match(episode.answer, problem.answers) if is_answered else 0.0
+    overlap = f1(episode.answer, problem.answers) if is_answered else 0.0
+    quality = em if weights["quality"] == "em" else overlap
+    feedback = [exchange.feedback for exchange in episode.exchanges]
+    turns = len(feedback)
+    thinks = sum(segment.action == THINK for segment in episode.segments)
+    usd = sum(reply.cost_usd for reply in feedback)
+    tokens = sum(reply.prompt_tokens + reply.completion_tokens for reply in feedback)
+    cut = sum(segment.is_cut for segment in episode.segments)
+    efficiency = (
+        1.0
+        - weights["turn"] * turns
+        - weights["think"] * thinks
+        - weights["usd"] * usd / weights["usd_reference"]
+        - weights["token"] * tokens / weights["token_reference"]
+    )
+    by_exchange, leaked_units = _leaks(episode)
+    leak = sum(by_exchange)
+    task = quality * efficiency
+    return Terms(
+        em=em,
+        f1=overlap,
+        quality=quality,
+        turns=turns,
+        thinks=thinks,
+        usd=usd,
+        tokens=tokens,
+        cut=cut,
+        leaked_units=leaked_units,
+        leak=leak,
+        leak_by_exchange=by_exchange,
+        efficiency=efficiency,
+        task=task,
+        reward=task - weights["leak"] * leak - weights["format"] * cut,
+    )
+
+
+def _leaks(episode: Episode) -> tuple[tuple[float, ...], int]:
+    """Share leaked by each exchange, and the number of units that left."""
+    units = episode.problem.units
+    if not units or not episode.outgoing:
+        return (0.0,) * len(episode.outgoing), 0
+    weight = np.array([unit.sensitivity for unit in units])
+    weight = weight / weight.sum()
+    by_request = Detector(units).leaked_by_request(episode.outgoing)
+    shares = tuple(float(sum(weight[unit] for unit in leaked)) for leaked in by_request)
+    return shares, sum(len(leaked) for leaked in by_request)

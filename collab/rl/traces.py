@@ -1,0 +1,206 @@
+"""Synthesised traces for the cold start: worked solutions as the SLM would go through them.
+
+Every world step is first drafted as the SLM remembers it; then, independently of need, the trace
+asks about it or goes on with what it drafted. So all skills are taught - drafting, requesting,
+reading replies, answering back - and none of the judgement, which the labels (`imitation`) and the
+policy gradient bring. Some requests carry private notes along, for the gradient to unlearn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from collab.rollout.state import FEATURES, Limits, legal_actions
+from collab.tokenizers import Tokenizer
+from collab.types import (
+    ANSWER_ID,
+    FIRST_REQUEST_ID,
+    REPLY_ID,
+    THINK_ID,
+    Exchange,
+    Feedback,
+    FeedbackKind,
+    HelpRequest,
+    Problem,
+    Step,
+    TeachableTask,
+    Trace,
+)
+
+Teacher = Callable[[HelpRequest], Feedback]
+
+
+class TraceDoesNotFit(Exception):
+    """A segment is longer than its limit, or the episode than the capacity."""
+
+
+class TraceWriter:
+    """Writes one episode the way the rollout would have, decision by decision."""
+
+    def __init__(self, tokenizer: Tokenizer, names: Sequence[str], limits: Limits) -> None:
+        self.tokenizer, self.names, self.limits = tokenizer, names, limits
+        self.tokens: list[int] = []
+        self.written: list[bool] = []
+        self.decided_at: list[int] = []
+        self.actions: list[int] = []
+        self.legal: list[np.ndarray] = []
+        self.asks, self.is_drafted, self.is_asked_back = 0, False, False
+
+    def prompt(self, problem: Problem) -> None:
+        self._extend(self.tokenizer.prompt(problem.question, problem.notes), written=False)
+
+    def segment(self, action: int, text: str) -> None:
+        """Raises: TraceDoesNotFit if the action is not legal here or the text is too long."""
+        legal_A = legal_actions(
+            self.limits,
+            length_B=np.array([len(self.tokens)]),
+            asks_B=np.array([self.asks]),
+            decisions_B=np.array([len(self.actions)]),
+            is_drafted_B=np.array([self.is_drafted]),
+            is_asked_back_B=np.array([self.is_asked_back]),
+        )[0]
+        ids = [*self.tokenizer.encode(text), self.tokenizer.end_id]
+        if not legal_A[action] or len(ids) > self.limits.segment_tokens[action]:
+            raise TraceDoesNotFit
+        self.decided_at.append(len(self.tokens) - 1)
+        self.actions.append(action)
+        self.legal.append(legal_A)
+        self._extend([self.tokenizer.control[self.names[action]]], written=False)
+        self._extend(ids, written=True)
+        self.asks += action >= REPLY_ID
+        self.is_drafted, self.is_asked_back = action == THINK_ID, False
+
+    def feedback(self, feedback: Feedback) -> None:
+        ids, is_cut = self.tokenizer.feedback(
+            feedback.kind, feedback.text, self.limits.reply_tokens
+        )
+        if is_cut:
+            raise TraceDoesNotFit
+        self._extend(ids, written=False)
+        self.is_drafted, self.is_asked_back = False, feedback.kind is FeedbackKind.CLARIFY
+
+    def trace(self) -> Trace:
+        count = len(self.actions)
+        return Trace(
+            tokens_S=np.array(self.tokens, np.int32),
+            sampled_S=np.array(self.written),
+            logp_S=np.zeros(len(self.tokens), np.float32),
+            decided_at_K=np.array(self.decided_at, np.int32),
+            action_K=np.array(self.actions, np.int32),
+            action_logp_K=np.zeros(count, np.float32),
+            legal_KA=np.array(self.legal).reshape(count, self.limits.actions),
+            features_KF=np.zeros((count, len(FEATURES)), np.float32),
+        )
+
+    def _extend(self, ids: Sequence[int], *, written: bool) -> None:
+        self.tokens += ids
+        self.written += [written] * len(ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthesiser:
+    """Makes traces of a task. settings: `config.cold_start`. teacher: who answers requests."""
+
+    task: TeachableTask
+    tokenizer: Tokenizer
+    names: Sequence[str]
+    limits: Limits
+    settings: Mapping[str, Any]
+    teacher: Teacher
+    helpers: Sequence[str]
+
+    def batch(self, problems: Sequence[Problem], rng: np.random.Generator) -> list[Trace]:
+        """Whole episodes, and a quarter of single facts where the task can drill them.
+
+        Raises: ValueError when hardly any worked solution fits the limits, with the keys to raise.
+        """
+        size = self.settings["batch"]
+        batch = [self.drill(rng) for _ in range(size // 4 if hasattr(self.task, "drill") else 0)]
+        tried = 0
+        while len(batch) < size:
+            tried += 1
+            problem = problems[int(rng.integers(len(problems)))]
+            try:
+                batch.append(self.episode(problem, rng))
+            except TraceDoesNotFit:
+                if tried > 20 * size:
+                    raise ValueError(
+                        "hardly any worked solution fits the rollout's limits; raise "
+                        "rollout.capacity, think_tokens, request_tokens or reply_tokens"
+                    ) from None
+        return batch
+
+    def drill(self, rng: np.random.Generator) -> Trace:
+        """A single remembered fact as a lone draft, without a prompt."""
+        writer = TraceWriter(self.tokenizer, self.names, self.limits)
+        writer.tokens, writer.written = [self.tokenizer.control["bos"]], [False]
+        writer.segment(THINK_ID, self.task.drill(rng).statement)
+        return writer.trace()
+
+    def episode(self, problem: Problem, rng: np.random.Generator) -> Trace:
+        """One worked solution, with the SLM's own beliefs where it does not ask."""
+        writer = TraceWriter(self.tokenizer, self.names, self.limits)
+        writer.prompt(problem)
+        belief, index, reference = "", 0, ""
+        while (step := self.task.next_step(problem, index, belief)) is not None:
+            remembered = step.answer if step.is_local else self.task.recall(step, rng)
+            writer.segment(THINK_ID, dataclasses.replace(step, answer=remembered).statement)
+            if not step.is_local and rng.random() < self.settings["ask_share"]:
+                told = self._ask(writer, problem, step, index, belief, reference, rng)
+                if told:
+                    index, belief, reference = index + len(told), told[-1], ""
+                    continue
+            reference = step.query if step.is_local and index == 0 else ""
+            index, belief = index + 1, remembered
+        writer.segment(ANSWER_ID, belief)
+        return writer.trace()
+
+    def _ask(
+        self,
+        writer: TraceWriter,
+        problem: Problem,
+        step: Step,
+        index: int,
+        belief: str,
+        reference: str,
+        rng: np.random.Generator,
+    ) -> list[str]:
+        """Request, reply, and a REPLY where the teacher asks back. Returns the answers told."""
+        kinds = len(self.names) - FIRST_REQUEST_ID
+        is_chain = kinds > 1 and rng.random() < self.settings["solve_share"]
+        kind = len(self.names) - 1 if is_chain else FIRST_REQUEST_ID
+        text = self.task.chain_request(problem, index, belief) if is_chain else step.query
+        is_vague = bool(reference) and rng.random() < self.settings["vague"]
+        if is_vague:
+            text = text.replace(belief, reference)
+        elif rng.random() < self.settings["overshare"]:
+            text = f"{_some_notes(problem, rng)}{text}"
+        helper = str(rng.choice(list(self.helpers))) if self.helpers else ""
+        request = HelpRequest("trace", self.names[kind], text, helper=helper)
+        reply = self.teacher(request)
+        writer.segment(kind, text)
+        writer.feedback(reply)
+        if reply.kind is FeedbackKind.CLARIFY:
+            history = (Exchange(request.kind, text, reply),)
+            writer.segment(REPLY_ID, belief)
+            reply = self.teacher(
+                HelpRequest("trace", self.names[REPLY_ID], belief, history, helper)
+            )
+            writer.feedback(reply)
+        if reply.kind not in (FeedbackKind.ANSWER, FeedbackKind.HINT):
+            return []
+        return [part.split(" = ")[-1].strip() for part in reply.text.split(" ; ")]
+
+
+def _some_notes(problem: Problem, rng: np.random.Generator) -> str:
+    """One or two sentences of the private notes, to be sent along; "" without notes."""
+    sentences = [part.strip() for part in problem.notes.split(" .") if part.strip()]
+    if not sentences:
+        return ""
+    count = min(len(sentences), int(rng.integers(1, 3)))
+    chosen = rng.choice(len(sentences), size=count, replace=False)
+    return "".join(f"{sentences[index]} . " for index in sorted(chosen))

@@ -1,0 +1,1 @@
+"""Multi-step rollouts: `state` (device records), `decode` (pure, jitted), `engine` (host)."""

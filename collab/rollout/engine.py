@@ -1,0 +1,419 @@
+"""The host side of a rollout: fills rows, sends requests, feeds replies, collects episodes.
+
+Requests leave as soon as their rows wait, the other rows go on meanwhile, replies enter as they
+arrive and finished rows are refilled. In which order replies arrive changes nothing in an episode.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from collab import sharding, strategies
+from collab.models.policy import Policy
+from collab.rollout.decode import Admission, Decoder, Replies
+from collab.rollout.state import (
+    DECIDE,
+    DONE,
+    FEATURES,
+    WAIT,
+    Limits,
+    Rows,
+    Rule,
+    empty_rows,
+    hash_tokens,
+)
+from collab.tokenizers import Tokenizer
+from collab.types import (
+    ANSWER,
+    REPLY,
+    Episode,
+    Exchange,
+    Feedback,
+    FeedbackKind,
+    HelpRequest,
+    Params,
+    Problem,
+    Segment,
+    Status,
+    Trace,
+    action_names,
+)
+
+GOLD_STEPS = 8  # known solution steps a row can hold, for the oracle
+PROMPT_BUCKET = 32  # prompts are padded to a multiple of this
+POLL_S = 0.05
+
+
+class HelpClient(Protocol):
+    """What the engine needs of `collab.llm.client.Client`."""
+
+    is_down: bool
+
+    def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One episode to make. `identity` is (seed, problem, sample): all its randomness."""
+
+    problem: Problem
+    identity: tuple[int, int, int]
+    strategy: str = "learned"
+    setting: strategies.Setting = strategies.Setting()
+    helper: str = ""
+    episode: str = ""
+
+
+@dataclasses.dataclass
+class _InFlight:
+    """Host record of one occupied row."""
+
+    index: int
+    job: Job
+    exchanges: list[Exchange]
+    opening: str = ""
+    has_failed: bool = False
+
+
+class Engine:
+    """Runs jobs through the jitted rollout. Build one a run: it owns the compiled programs."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: Tokenizer,
+        client: HelpClient,
+        config: Any,
+        mesh: jax.sharding.Mesh,
+    ) -> None:
+        self.config, self.client, self.tokenizer, self.mesh = config, client, tokenizer, mesh
+        self.names = action_names(tuple(config.requests))
+        self.limits = Limits.of(config.rollout, len(self.names))
+        self.rules = {
+            name: rule
+            for name, rule in strategies.load_all().items()
+            if rule.mode in ("rows", "opening")
+        }
+        self.rule_index = {name: index for index, name in enumerate(self.rules)}
+        is_barred_V = tokenizer.is_control_V.copy()
+        is_barred_V[tokenizer.end_id] = False
+        self.decoder = Decoder(
+            policy=policy,
+            limits=self.limits,
+            action_token_A=np.array([tokenizer.control[n] for n in self.names], np.int32),
+            is_barred_V=is_barred_V,
+            end_id=tokenizer.end_id,
+            rules=self.rules,
+        )
+        self.rows_count = config.rollout.rows
+        make = jax.jit(
+            lambda: empty_rows(
+                policy.config, self.limits, rows=self.rows_count, steps=GOLD_STEPS
+            ),
+            out_shardings=sharding.row_sharding(mesh),
+        )
+        self.rows: Rows = make()
+        out = jax.tree.map(lambda leaf: leaf.sharding, self.rows)
+        self._admit = jax.jit(self.decoder.admit, donate_argnums=1, out_shardings=out)
+        self._feed = jax.jit(self.decoder.feed, donate_argnums=1, out_shardings=out)
+        self._advance = jax.jit(self.decoder.advance, donate_argnums=1, out_shardings=out)
+        self.counters: collections.Counter[str] = collections.Counter()
+
+    def put_whole(self, tree: Any) -> Any:
+        """Host arrays to the mesh, whole on every device."""
+        return jax.device_put(tree, sharding.replicated(self.mesh))
+
+    def programs(self) -> dict[str, int]:
+        """Compiled programs by function."""
+        return {
+            name: getattr(self, f"_{name}")._cache_size() for name in ("admit", "feed", "advance")
+        }
+
+    def run(
+        self,
+        params: Params,
+        jobs: Sequence[Job],
+        *,
+        temperature: float,
+        on_done: Callable[[int], None] = lambda count: None,
+    ) -> list[Episode]:
+        """Make all episodes, in the order of `jobs`. on_done: called with newly finished counts.
+
+        temperature: 0 is greedy. A prompt too long for the capacity gives CONTEXT_FULL, unrun.
+        """
+        run = _Run(self, params, jobs, temperature)
+        while not run.is_finished():
+            before = run.finished
+            run.turn()
+            if run.finished > before:
+                on_done(run.finished - before)
+        return run.episodes()
+
+
+class _Run:
+    """One call of `Engine.run`: queue, occupied rows, futures, results."""
+
+    def __init__(
+        self, engine: Engine, params: Params, jobs: Sequence[Job], temperature: float
+    ) -> None:
+        self.engine, self.params, self.jobs = engine, params, jobs
+        self.temperature = engine.put_whole(np.float32(temperature))
+        self.results: list[Episode | None] = [None] * len(jobs)
+        self.finished = 0
+        self.row: list[_InFlight | None] = [None] * engine.rows_count
+        self.futures: dict[int, concurrent.futures.Future[Feedback]] = {}
+        self.prompts: dict[tuple[str, str], list[int]] = {}
+        self.queue: collections.deque[int] = collections.deque()
+        for index, job in enumerate(jobs):
+            room = engine.limits.capacity - engine.limits.answer_room
+            if len(self._prompt(job)) > room:
+                self.results[index] = self._unrun(job)
+                self.finished += 1
+            else:
+                self.queue.append(index)
+        lengths = [len(self._prompt(jobs[index])) for index in self.queue]
+        bucket = -(-max(lengths, default=1) // PROMPT_BUCKET) * PROMPT_BUCKET
+        self.prompt_length = min(bucket, engine.limits.capacity)
+
+    def is_finished(self) -> bool:
+        return self.finished == len(self.jobs)
+
+    def episodes(self) -> list[Episode]:
+        return [episode for episode in self.results if episode is not None]
+
+    def turn(self) -> None:
+        """Refill rows, feed replies, advance, then handle every row that stopped."""
+        self._admit()
+        self._feed()
+        busy = sum(entry is not None for entry in self.row)
+        if busy == len(self.futures):
+            if self.futures:
+                concurrent.futures.wait(
+                    self.futures.values(),
+                    timeout=POLL_S,
+                    return_when=concurrent.futures.FIRST_COMPLETED,
+                )
+            return
+        engine = self.engine
+        chunk = max(1, engine.rows_count // 8)
+        idle = engine.rows_count - busy + len(self.futures) + chunk
+        engine.rows = engine._advance(
+            self.params,
+            engine.rows,
+            self.temperature,
+            *engine.put_whole((np.int32(engine.config.rollout.steps_per_call), np.int32(idle))),
+        )
+        host = sharding.fetch(dataclasses.replace(engine.rows, cache=()))
+        for b, entry in enumerate(self.row):
+            if entry is None or b in self.futures:
+                continue
+            if host.phase_B[b] == WAIT and not entry.has_failed:
+                self._request(b, entry, host)
+            if host.phase_B[b] == DONE or entry.has_failed:
+                self._finish(b, entry, host)
+
+    # --- prompts and admission -------------------------------------------------------------
+
+    def _prompt(self, job: Job) -> list[int]:
+        """Token ids of the job's prompt; with an opening request behind it where it has one."""
+        tokenizer, engine = self.engine.tokenizer, self.engine
+        key = (job.problem.uid, job.problem.question)
+        if key not in self.prompts:
+            self.prompts[key] = tokenizer.prompt(job.problem.question, job.problem.notes)
+        prompt = self.prompts[key]
+        if engine.rules[job.strategy].mode == "opening":
+            control = tokenizer.control[engine.names[job.setting.kind]]
+            return [*prompt, control, *tokenizer.encode(job.problem.question), tokenizer.end_id]
+        return prompt
+
+    def _unrun(self, job: Job) -> Episode:
+        self.engine.counters["context_full"] += 1
+        limits, nothing = self.engine.limits, np.zeros(0)
+        trace = Trace(
+            tokens_S=nothing.astype(np.int32),
+            sampled_S=nothing.astype(bool),
+            logp_S=nothing.astype(np.float32),
+            decided_at_K=nothing.astype(np.int32),
+            action_K=nothing.astype(np.int32),
+            action_logp_K=nothing.astype(np.float32),
+            legal_KA=np.zeros((0, limits.actions), bool),
+            features_KF=np.zeros((0, len(FEATURES)), np.float32),
+        )
+        sample, status = job.identity[2], Status.CONTEXT_FULL
+        return Episode(job.problem, sample, status, (), "", trace, job.helper, job.strategy)
+
+    def _admit(self) -> None:
+        """Put queued jobs into free rows, each distinct prompt prefilled once."""
+        engine = self.engine
+        free = [b for b, entry in enumerate(self.row) if entry is None]
+        while self.queue and free and (len(free) >= engine.rows_count // 8 or self._is_idle()):
+            free = self._admit_once(free)
+
+    def _is_idle(self) -> bool:
+        return all(entry is None for entry in self.row) or len(self.queue) < len(self.row) // 8
+
+    def _admit_once(self, free: list[int]) -> list[int]:
+        engine, B = self.engine, self.engine.rows_count
+        P = min(B, engine.config.rollout.prompts_per_call)
+        source_B = np.full(B, -1, np.int32)
+        identity_BI = np.zeros((B, 3), np.uint32)
+        phase_B, asks_B = np.full(B, DECIDE, np.int32), np.zeros(B, np.int32)
+        index_B, kind_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
+        threshold_B = np.zeros(B, np.float32)
+        gold_BH = np.zeros((B, GOLD_STEPS), np.uint32)
+        local_BH = np.zeros((B, GOLD_STEPS), bool)
+        prompts: dict[tuple[int, ...], int] = {}
+        openings: list[int] = []
+        taken = 0
+        for b in free:
+            if not self.queue:
+                break
+            job = self.jobs[self.queue[0]]
+            prompt = tuple(self._prompt(job))
+            if prompt not in prompts:
+                if len(prompts) == P:
+                    break
+                prompts[prompt] = len(prompts)
+            entry = _InFlight(self.queue.popleft(), job, [])
+            self.row[b], taken = entry, taken + 1
+            source_B[b], identity_BI[b] = prompts[prompt], job.identity
+            index_B[b] = engine.rule_index[job.strategy]
+            kind_B[b], threshold_B[b] = job.setting.kind, job.setting.threshold
+            for h, step in enumerate(job.problem.steps[:GOLD_STEPS]):
+                gold_BH[b, h] = hash_tokens(engine.tokenizer.encode(step.statement))
+                local_BH[b, h] = step.is_local
+            if engine.rules[job.strategy].mode == "opening":
+                phase_B[b], asks_B[b], entry.opening = WAIT, 1, job.problem.question
+                openings.append(b)
+        prompts_PS = np.zeros((P, self.prompt_length), np.int32)
+        length_P = np.ones(P, np.int32)
+        for prompt, p in prompts.items():
+            prompts_PS[p, : len(prompt)], length_P[p] = prompt, len(prompt)
+        engine.counters["tokens_prefilled"] += sum(len(prompt) for prompt in prompts)
+        by_row = sharding.put_rows(
+            (source_B, identity_BI, phase_B, asks_B, (index_B, kind_B, threshold_B), gold_BH,
+             local_BH),
+            engine.mesh,
+        )  # fmt: skip
+        source, identity, phase, asks, rule, gold, local = by_row
+        whole = engine.put_whole((prompts_PS, length_P))
+        engine.rows = engine._admit(
+            self.params,
+            engine.rows,
+            Admission(*whole, source, identity, phase, asks, Rule(*rule), gold, local),
+        )
+        for b in openings:
+            entry = self.row[b]
+            assert entry is not None
+            self._send(b, entry, engine.names[entry.job.setting.kind], entry.opening)
+        return free[taken:]
+
+    # --- requests and replies --------------------------------------------------------------
+
+    def _request(self, b: int, entry: _InFlight, host: Rows) -> None:
+        start, end = int(host.start_B[b]), int(host.length_B[b])
+        text = self.engine.tokenizer.decode(host.tokens_BT[b, start:end].tolist())
+        self._send(b, entry, self.engine.names[int(host.action_B[b])], text)
+
+    def _send(self, b: int, entry: _InFlight, kind: str, text: str) -> None:
+        engine = self.engine
+        request = HelpRequest(
+            episode=entry.job.episode or str(entry.index),
+            kind=kind,
+            text=outgoing(text, entry.job.problem, engine.config.llm.share),
+            history=tuple(entry.exchanges),
+            helper=entry.job.helper,
+            reply_tokens=engine.config.llm.reply_tokens,
+        )
+        if engine.client.is_down:
+            entry.has_failed = True
+            return
+        self.futures[b] = engine.client.submit(request)
+        entry.exchanges.append(Exchange(kind, request.text, Feedback(FeedbackKind.HINT, "")))
+
+    def _feed(self) -> None:
+        """Feed every reply that has arrived."""
+        engine, B = self.engine, self.engine.rows_count
+        arrived = sorted(b for b, future in self.futures.items() if future.done())
+        F, R = max(1, B // 4), engine.limits.reply_tokens
+        for first in range(0, len(arrived), F):
+            row_F, count_F = np.full(F, B, np.int32), np.zeros(F, np.int32)
+            tokens_FR, back_F = np.zeros((F, R), np.int32), np.zeros(F, bool)
+            for f, b in enumerate(arrived[first : first + F]):
+                entry, feedback = self.row[b], self.futures.pop(b).result()
+                assert entry is not None
+                ids, is_cut = engine.tokenizer.feedback(feedback.kind, feedback.text, R)
+                engine.counters["replies_cut"] += is_cut
+                row_F[f], count_F[f], tokens_FR[f, : len(ids)] = b, len(ids), ids
+                back_F[f] = feedback.kind is FeedbackKind.CLARIFY
+                sent = entry.exchanges[-1]
+                entry.exchanges[-1] = Exchange(sent.kind, sent.request, feedback)
+            whole = engine.put_whole((row_F, tokens_FR, count_F, back_F))
+            engine.rows = engine._feed(self.params, engine.rows, Replies(*whole))
+
+    # --- finished episodes -----------------------------------------------------------------
+
+    def _finish(self, b: int, entry: _InFlight, host: Rows) -> None:
+        episode = self._episode(b, entry, host)
+        self.results[entry.index] = episode
+        self.finished += 1
+        self.row[b] = None
+
+    def _episode(self, b: int, entry: _InFlight, host: Rows) -> Episode:
+        engine, length, K = self.engine, int(host.length_B[b]), int(host.decisions_B[b])
+        trace = Trace(
+            tokens_S=host.tokens_BT[b, :length].copy(),
+            sampled_S=host.sampled_BT[b, :length].copy(),
+            logp_S=host.logp_BT[b, :length].copy(),
+            decided_at_K=host.decided_at_BK[b, :K].copy(),
+            action_K=host.action_BK[b, :K].copy(),
+            action_logp_K=host.action_logp_BK[b, :K].copy(),
+            legal_KA=host.legal_BKA[b, :K].copy(),
+            features_KF=host.features_BKF[b, :K].copy(),
+        )
+        exchanges = iter(entry.exchanges)
+        segments: list[Segment] = []
+        if entry.opening:
+            sent = next(exchanges)
+            segments.append(Segment(sent.kind, sent.request, 1.0, feedback=sent.feedback))
+        for k in range(K):
+            action = engine.names[int(trace.action_K[k])]
+            text = self._segment_text(trace.tokens_S, int(trace.decided_at_K[k]) + 2)
+            probability = float(np.exp(trace.action_logp_K[k]))
+            feedback = None
+            if int(trace.action_K[k]) >= engine.names.index(REPLY):
+                sent_or_none = next(exchanges, None)
+                feedback = sent_or_none.feedback if sent_or_none else None
+            segments.append(
+                Segment(action, text, probability, bool(host.is_cut_BK[b, k]), feedback)
+            )
+        answer = segments[-1].text if segments and segments[-1].action == ANSWER else ""
+        status = Status.ANSWERED if answer.strip() else Status.NO_ANSWER
+        if entry.has_failed:
+            status = Status.LLM_FAILED
+        job = entry.job
+        return Episode(
+            job.problem, job.identity[2], status, tuple(segments), answer, trace,
+            job.helper, job.strategy,
+        )  # fmt: skip
+
+    def _segment_text(self, tokens_S: np.ndarray, start: int) -> str:
+        ends = np.flatnonzero(tokens_S[start:] == self.engine.tokenizer.end_id)
+        stop = start + int(ends[0]) if len(ends) else len(tokens_S)
+        return self.engine.tokenizer.decode(tokens_S[start:stop].tolist()).strip()
+
+
+def outgoing(text: str, problem: Problem, share: str) -> str:
+    """What leaves the machine for a request: its text, with more context as `llm.share` says."""
+    if share == "request":
+        return text
+    if share == "question":
+        return f"{problem.question}\n{text}"
+    return f"{problem.notes}\n{problem.question}\n{text}"

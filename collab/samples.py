@@ -1,0 +1,62 @@
+"""Episodes as people read them: question, actions with their probabilities, requests, replies."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from collab.rewards import Terms
+from collab.types import Episode, Problem
+
+
+def masked(text: str, problem: Problem) -> str:
+    """`text` with the problem's private units replaced by their kind, as "[doctor]"."""
+    for unit in sorted(problem.units, key=lambda unit: -len(unit.text)):
+        text = re.sub(re.escape(unit.text), f"[{unit.kind}]", text, flags=re.IGNORECASE)
+    return text
+
+
+def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
+    """A few lines of text. Private units are masked unless `show_private`."""
+    problem = episode.problem
+
+    def shown(text: str) -> str:
+        return text if show_private else masked(text, problem)
+
+    lines = [f"question  {shown(problem.question)}", f"gold      {shown(problem.answers[0])}"]
+    if problem.notes:
+        lines.append(f"notes     {shown(problem.notes)}")
+    for segment in episode.segments:
+        cut = " [cut]" if segment.is_cut else ""
+        lines.append(
+            f"{segment.action:<9} {segment.probability:4.2f}  {shown(segment.text)}{cut}"
+        )
+        if segment.feedback is not None:
+            reply = segment.feedback
+            why = f" ({reply.failure})" if reply.failure else ""
+            lines.append(f"  {reply.kind.value:<8}     {shown(reply.text)}{why}")
+    lines.append(
+        f"status {episode.status.name}  em {terms.em:.0f}  asks {terms.turns}  "
+        f"leaked {terms.leaked_units}  reward {terms.reward:.3f} = {terms.quality:.2f} x "
+        f"{terms.efficiency:.2f} - leak {terms.leak:.2f} - cut {terms.cut}"
+        + (f"  helper {episode.helper}" if episode.helper else "")
+    )
+    return "\n".join(lines)
+
+
+def write_samples(
+    path: pathlib.Path,
+    title: str,
+    episodes: Sequence[Episode],
+    terms: Sequence[Terms],
+    *,
+    show_private: bool,
+) -> None:
+    """Append the episodes to a text file."""
+    blocks = [
+        describe(episode, term, show_private=show_private)
+        for episode, term in zip(episodes, terms, strict=False)
+    ]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"=== {title} ===\n" + "\n\n".join(blocks) + "\n\n")

@@ -1,0 +1,125 @@
+"""All sentences of the world task: notes, questions, requests, and the corpus for a tokenizer.
+
+The language is lower case and regular, words and punctuation stand between single spaces: a small
+transformer learns it from scratch in a minute or two. `reading` is the way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from collab.tasks.world.schema import REFERENCES, RELATIONS
+from collab.types import Problem
+
+CONDITIONS = ("asthma", "gout", "eczema", "anemia", "migraine", "diabetes", "epilepsy", "insomnia")
+MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
+POSSESSIVE = "'s"
+EQUALS = "="
+UNKNOWN = "i do not know"
+
+_NOTES = {  # two wordings of each line
+    "name": ("my name is {}", "i am {}"),
+    "birth date": ("i was born on {}", "my birthday is {}"),
+    "condition": ("my condition is {}", "i have {}"),
+    "doctor": ("my doctor is {}", "{} is my doctor"),
+    "friend": ("my friend is {}", "{} is my friend"),
+    "clinic": ("my clinic is {}", "{} is my clinic"),
+    "film": ("my film is {}", "{} is my film"),
+    "home": ("my home is {}", "i live in {}"),
+}
+_WORD_LINES = 6  # lines of four a word; enough for every word to become one of 768 pieces (tested)
+_OPENERS = ("what is {} ?", "which is {} ?", "tell me {} .", "i need {} .")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """What a question asks for: relations, innermost first, from an entity or a reference.
+
+    anchor: an entity's name, or a key of `REFERENCES` when `is_mine`.
+    """
+
+    anchor: str
+    relations: tuple[str, ...]
+    is_mine: bool = False
+
+    @property
+    def start(self) -> str:
+        return f"my {self.anchor}" if self.is_mine else self.anchor
+
+
+def note_lines(
+    lines: Mapping[str, str], hop: tuple[str, str, str], rng: np.random.Generator
+) -> str:
+    """The private notes: every line in one of its wordings, in any order.
+
+    lines: key of a line -> its value. hop: a local relation, its subject and its object.
+    """
+    relation, subject, value = hop
+    said = [_NOTES[key][int(rng.integers(2))].format(value) for key, value in lines.items()]
+    phrase = f"the {relation} of {subject}"
+    said.append(f"{phrase} is {value}" if rng.random() < 0.5 else f"{value} is {phrase}")
+    return " . ".join(said[index] for index in rng.permutation(len(said))) + " ."
+
+
+def question(chain: Chain, rng: np.random.Generator) -> str:
+    """A natural question: an opener, and the chain with "of", with "'s", or mixed."""
+    phrase = chain.start
+    possessives = int(rng.integers(len(chain.relations) + 1))  # innermost hops told with "'s"
+    for depth, name in enumerate(chain.relations):
+        relation = RELATIONS[name]
+        word = relation.name if rng.random() < 0.5 else relation.other
+        if depth < possessives:
+            phrase = f"{phrase} {POSSESSIVE} {word}"
+        else:
+            phrase = f"the {word} of {phrase}"
+    return _OPENERS[int(rng.integers(len(_OPENERS)))].format(phrase)
+
+
+def nested(relations: Sequence[str], belief: str) -> str:
+    """The canonical request "outer of inner of belief"; relations innermost first."""
+    return " of ".join([*reversed(relations), belief])
+
+
+def relation_of(query: str) -> tuple[str, str] | None:
+    """Relation and subject of a canonical one-hop query; None for "my clinic"."""
+    relation, separator, subject = query.partition(" of ")
+    return (relation, subject) if separator and relation in RELATIONS else None
+
+
+def date_text(year: int, month: int, day: int) -> str:
+    """A date as the notes write it: "3 may 1984"."""
+    return f"{day} {MONTHS[month - 1]} {year}"
+
+
+def corpus(
+    *,
+    words: Iterable[str],
+    people: Sequence[str],
+    statements: Iterable[str],
+    problems: Sequence[Problem],
+) -> list[str]:
+    """Texts that cover the wording. Words of names come first and often: one piece each."""
+    texts = [f"{word} {word} {word} {word}" for word in words for _ in range(_WORD_LINES)]
+    texts += [f"which {reference}" for reference in REFERENCES]
+    texts += [
+        f"which {relation.name} of {person}"
+        for relation in RELATIONS.values()
+        if relation.is_local
+        for person in people
+    ]
+    texts += [UNKNOWN, UNKNOWN.replace("i ", "I "), "right"] * 8
+    texts += statements
+    for month in MONTHS:
+        texts += [f"i was born on 1 {month} 1970"] * 8
+    for problem in problems:
+        steps = [step.statement for step in problem.steps]
+        texts += [problem.notes, problem.question, " ; ".join(steps)]
+        relations = [found[0] for step in problem.steps if (found := relation_of(step.query))]
+        texts += [nested(relations, problem.steps[0].answer), *problem.answers]
+    return texts

@@ -1,0 +1,96 @@
+"""The world task: private multi-hop questions over a generated world (`types.TeachableTask`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from collab.tasks.world import language
+from collab.tasks.world.entities import World
+from collab.tasks.world.generate import SPLITS
+from collab.tasks.world.reading import WorldKnowledge
+from collab.tasks.world.schema import PERSON, Settings
+from collab.tasks.world.world_dataset_builder import prepared
+from collab.types import Problem, Step
+
+_CORPUS_PROBLEMS = 512  # training problems whose texts teach the tokenizer
+
+
+class WorldTask:
+    """Problems of one world, what is true in it, and what the SLM remembers of it."""
+
+    name = "world"
+
+    def __init__(self, config: Any, data_dir: str) -> None:
+        settings = Settings.of(config)
+        self.world = World(settings)
+        self.knowledge = WorldKnowledge(self.world)
+        self._splits = prepared(settings, data_dir)
+
+    def problems(self, split: str) -> Sequence[Problem]:
+        """Raises: ValueError for an unknown split."""
+        if split not in self._splits:
+            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+        return self._splits[split]
+
+    def corpus(self) -> Sequence[str]:
+        statements = [
+            f"{relation} of {subject} = {value}"
+            for (relation, subject), value in self.world.facts.items()
+        ]
+        return language.corpus(
+            words=self.world.words,
+            people=self.world.entities[PERSON],
+            statements=statements,
+            problems=self.problems("train")[:_CORPUS_PROBLEMS],
+        )
+
+    # --- worked solutions ------------------------------------------------------------------
+
+    def next_step(self, problem: Problem, index: int, belief: str) -> Step | None:
+        """The true step from any believed entity; `belief` is not read where a step has none.
+
+        A second local hop is told of the true entity only.
+        """
+        if index >= len(problem.steps):
+            return None
+        step = problem.steps[index]
+        found = language.relation_of(step.query)
+        if index == 0 or found is None:
+            return step
+        believed = _canonical(belief)
+        if step.is_local:
+            return step if believed == found[1] else None
+        return self.world.step(found[0], believed)
+
+    def chain_request(self, problem: Problem, index: int, belief: str) -> str:
+        """`belief` may be "" at step 0: then the chain starts as the problem's first step does."""
+        found = [language.relation_of(step.query) for step in problem.steps[index:]]
+        relations = [pair[0] for pair in found if pair is not None]
+        if index > 0 or (found and found[0] is not None and belief):
+            return language.nested(relations, _canonical(belief))
+        first = found[0]
+        return language.nested(relations, first[1] if first else problem.steps[0].query)
+
+    # --- the SLM's memory ------------------------------------------------------------------
+
+    def recall(self, step: Step, rng: np.random.Generator) -> str:
+        """What the memory holds for a world step; what a local step asks for stands in the notes.
+
+        Raises: ValueError for a step of no fact of this world.
+        """
+        if step.is_local:
+            return step.answer
+        fact = language.relation_of(step.query)
+        if fact is None or fact not in self.world.memory:
+            raise ValueError(f"step.query={step.query!r} is no fact of this world")
+        return self.world.recall(fact, rng)
+
+    def drill(self, rng: np.random.Generator) -> Step:
+        return self.world.drill(rng)
+
+
+def _canonical(belief: str) -> str:
+    return " ".join(belief.casefold().split())

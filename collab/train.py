@@ -1,0 +1,365 @@
+"""The training loop: traces to imitate, labels for the head, then the policy gradient.
+
+One step counter runs through all three: `cold_start.steps` optimiser steps of imitation, one step
+that fits the head to the SLM's own solve rate, then `rl.iterations`. Every step is a function of
+(seed, step), and a checkpoint holds all that the next one needs, so a run that was stopped goes on
+as if it had not been.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from collab import sharding
+from collab.assembly import Assembly
+from collab.checkpoint import Checkpointer
+from collab.detectors import alarms, figures
+from collab.metrics import MetricWriter
+from collab.progress import progress
+from collab.rewards import score
+from collab.rl import load_objective
+from collab.rl.batch import Batch, bucket_length, collate
+from collab.rl.credit import assign
+from collab.rl.imitation import decision_hidden, fit_head, label_decisions, pad_labels
+from collab.rl.traces import Synthesiser
+from collab.rl.update import Learner, TrainState, make_optimizer
+from collab.rollout.engine import Job
+from collab.rollout.state import FEATURES
+from collab.samples import write_samples
+from collab.strategies import Setting
+from collab.types import FIRST_REQUEST_ID, Episode, Params, Trace
+
+_log = logging.getLogger(__name__)
+
+ORDER, HELPER, TRACES, LABELS = range(4)  # streams of host randomness
+IMITATION_LOG_EVERY = 25  # optimiser steps
+
+
+class Trainer:
+    """One training run over an assembly.
+
+    is_stopped: polled with the step after each one; True ends the run with a checkpoint.
+    """
+
+    def __init__(
+        self, assembly: Assembly, writer: MetricWriter, is_stopped: Callable[[int], bool]
+    ) -> None:
+        self.a, self.config, self.writer = assembly, assembly.config, writer
+        self.is_stopped = is_stopped
+        self.problems = assembly.task.problems("train")
+        self.objective = load_objective(self.config.rl.objective)
+        self.cold_steps = self.config.cold_start.steps
+        self.total = self.cold_steps + 1 + self.config.rl.iterations
+        self.step = 0
+        self._compile()
+
+    def run(self) -> Params:
+        """Train to the end, or until told to stop; a checkpoint is written either way."""
+        folder, settings = self.a.workdir / "checkpoints", self.config.checkpoint
+        self.checkpointer = Checkpointer(
+            folder, keep=settings.keep, best_metric=settings.best_metric
+        )
+        try:
+            self._begin()
+            for label, end, work in (
+                ("imitation", self.cold_steps, self._imitate),
+                ("solve rate", self.cold_steps + 1, self._judge),
+                ("policy gradient", self.total, self._reinforce),
+            ):
+                self._stage(label, end, work)
+            self._save(None)
+        finally:
+            self.checkpointer.close()
+        return self.state.params
+
+    # --- set-up ----------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        """Learners of both stages, and their jitted steps with the state's layout pinned."""
+        a, config = self.a, self.config
+        barred_V = a.engine.decoder.is_barred_V
+
+        def learner(schedule: optax.Schedule, temperature: float) -> Learner:
+            optimizer = make_optimizer(
+                schedule,
+                clip_norm=config.rl.clip_norm,
+                head_rate=config.rl.head_rate,
+                feature_rate=config.rl.feature_rate,
+            )
+            return Learner(a.policy, optimizer, barred_V, temperature)
+
+        cold, rl = config.cold_start, config.rl
+        updates = rl.iterations * rl.updates
+        self.cold = learner(
+            optax.warmup_cosine_decay_schedule(
+                0.0, cold.learning_rate, cold.warmup, max(cold.steps, cold.warmup + 1)
+            ),
+            1.0,
+        )
+        self.rl = learner(
+            optax.warmup_cosine_decay_schedule(
+                0.0, rl.learning_rate, rl.warmup, max(updates, rl.warmup + 1),
+                end_value=rl.final_learning_rate,
+            ),
+            config.rollout.temperature,
+        )  # fmt: skip
+        self.shapes = jax.eval_shape(self.cold.start, a.param_shapes())
+        self.layout = sharding.param_shardings(self.shapes, a.mesh)
+        whole = sharding.replicated(a.mesh)
+        self._start_cold = jax.jit(self.cold.start, out_shardings=self.layout)
+        self._start_rl = jax.jit(self.rl.start, out_shardings=self.layout)
+        self._imitate_step = jax.jit(
+            lambda state, batch: self.cold.imitate(state, batch, cold.decision_weight),
+            donate_argnums=0,
+            out_shardings=(self.layout, whole),
+        )
+        weights = rl.to_dict()
+        self._gradient_step = jax.jit(
+            lambda state, reference, batch: self.rl.policy_gradient(
+                state, reference, batch, objective=self.objective, weights=weights
+            ),
+            donate_argnums=0,
+            out_shardings=(self.layout, whole),
+        )
+        self._copy = jax.jit(
+            lambda tree: jax.tree.map(lambda leaf: leaf.copy(), tree),
+            out_shardings=self.layout.params,
+        )
+        self._hidden = jax.jit(lambda params, batch: decision_hidden(a.policy, params, batch))
+        self._fit_head = jax.jit(
+            lambda params, hidden, batch, target, labelled: fit_head(
+                a.policy, params, hidden, batch, target, labelled,
+                steps=cold.label_steps, learning_rate=cold.label_learning_rate,
+            ),
+            out_shardings=(self.layout.params, whole),
+        )  # fmt: skip
+
+    def checkpoint_layout(self) -> dict[str, Any]:
+        """Shapes and shardings of what a checkpoint holds."""
+
+        def laid_out(shapes: Any, layout: Any) -> Any:
+            return jax.tree.map(
+                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                shapes,
+                layout,
+            )
+
+        return {
+            "learner": laid_out(self.shapes, self.layout),
+            "reference": laid_out(self.shapes.params, self.layout.params),
+        }
+
+    def programs(self) -> dict[str, int]:
+        """Compiled programs of the updates and of the rollout, by name."""
+        own = {"imitate": self._imitate_step, "policy_gradient": self._gradient_step}
+        return {
+            **{name: step._cache_size() for name, step in own.items()},
+            **self.a.engine.programs(),
+        }
+
+    def _begin(self) -> None:
+        """Fresh state, or that of the newest good checkpoint."""
+        self.state: TrainState = self._start_cold(self.a.initial_params())
+        self.reference: Params = self._copy(self.state.params)
+        if not self.config.checkpoint.resume:
+            return
+        restored = self.checkpointer.restore(like=self.checkpoint_layout())
+        if restored is not None:
+            self.state, self.reference = restored.state["learner"], restored.state["reference"]
+            self.step = restored.host["step"]
+            _log.info("resumed at step %d of %d", self.step, self.total)
+
+    def _stage(self, label: str, end: int, work: Callable[[], dict[str, float]]) -> None:
+        """Run `work` until the step counter reaches `end`, with saves and a progress line."""
+        if self.step >= end or self.is_stopped(self.step):
+            return
+        with progress(end - self.step, label) as line:
+            while self.step < end:
+                metrics = work()
+                self.step += 1
+                line.update(1, **{key: metrics[key] for key in SHOWN if key in metrics})
+                if self.is_stopped(self.step):
+                    break
+                is_due = (self.step - self.cold_steps - 1) % self.config.checkpoint.every == 0
+                if self.step == self.cold_steps or (self.step > self.cold_steps and is_due):
+                    self._save(metrics.get(self.config.checkpoint.best_metric))
+
+    def _save(self, metric: float | None) -> None:
+        state = {"learner": self.state, "reference": self.reference}
+        self.checkpointer.save(self.step, state, host={"step": self.step}, metric=metric)
+
+    def _rng(self, stream: int, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, stream, index))
+
+    # --- imitation -------------------------------------------------------------------------
+
+    def _imitate(self) -> dict[str, float]:
+        """One optimiser step on synthesised traces."""
+        if self.step == 0 or not hasattr(self, "synthesiser"):
+            self.synthesiser = Synthesiser(
+                task=self.a.task,
+                tokenizer=self.a.tokenizer,
+                names=self.a.engine.names,
+                limits=self.a.engine.limits,
+                settings=self.config.cold_start,
+                teacher=self.a.teacher(),
+                helpers=list(self.a.helpers),
+            )
+        traces = self.synthesiser.batch(self.problems, self._rng(TRACES, self.step))
+        batch = self._collate(traces, rows=self.config.cold_start.batch)
+        self.state, metrics = self._imitate_step(self.state, sharding.put_rows(batch, self.a.mesh))
+        if (self.step + 1) % IMITATION_LOG_EVERY:
+            return {}
+        return self._write("imitation", {k: float(v) for k, v in jax.device_get(metrics).items()})
+
+    def _judge(self) -> dict[str, float]:
+        """Fit the head to what the SLM got right on its own; start the policy gradient there."""
+        settings = self.config.cold_start
+        episodes = self._label_episodes()
+        labels = [label_decisions(episode) for episode in episodes]
+        rows = -(-len(episodes) // self.config.rollout.rows) * self.config.rollout.rows
+        batch = self._collate([episode.trace for episode in episodes], rows=rows)
+        target_BKA, labelled_BK = pad_labels(labels, rows, batch.action_BK.shape[1])
+        batch, target, labelled = sharding.put_rows(
+            (batch, target_BKA, labelled_BK), self.a.mesh
+        )
+        params = self.state.params
+        metrics: dict[str, float] = {}
+        if labelled_BK.any() and settings.label_steps:
+            hidden = self._hidden(params, batch)
+            params, loss = self._fit_head(params, hidden, batch, target, labelled)
+            metrics["label_loss"] = float(loss)
+        terms = [score(episode, self.config.reward) for episode in episodes]
+        metrics.update(figures(episodes, terms, self.a.engine.names))
+        self.state = self._start_rl(params)
+        self.reference = self._copy(params)
+        return self._write("solve_rate", metrics)
+
+    def _label_episodes(self) -> list[Episode]:
+        """Rollouts of some training problems that ask at random, or never where steps can't be
+        judged one by one."""
+        settings, rng = self.config.cold_start, self._rng(LABELS, 0)
+        picked = rng.choice(
+            len(self.problems), min(settings.label_problems, len(self.problems)), replace=False
+        )
+        kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
+        helpers = self.a.draw_helpers(len(picked), rng)
+        strategy, rate = ("random_rate", 0.5) if settings.judge == "steps" else ("slm_cot", 0.0)
+        jobs = [
+            Job(
+                problem=self.problems[int(index)],
+                identity=(self.config.seed, int(index), sample),
+                strategy=strategy,
+                setting=Setting(kinds[(place + sample) % len(kinds)], rate),
+                helper=helpers[place],
+                episode=f"label-{place}-{sample}",
+            )
+            for place, index in enumerate(picked)
+            for sample in range(settings.label_samples)
+        ]
+        return self.a.engine.run(
+            self.state.params, jobs, temperature=self.config.rollout.temperature
+        )
+
+    # --- policy gradient -------------------------------------------------------------------
+
+    def _reinforce(self) -> dict[str, float]:
+        """Roll out P problems x G samples, credit them, update."""
+        config, engine = self.config, self.a.engine
+        iteration = self.step - self.cold_steps - 1
+        jobs = self._jobs(iteration)
+        episodes = engine.run(
+            self.state.params, jobs, temperature=config.rollout.temperature
+        )
+        terms = [score(episode, config.reward) for episode in episodes]
+        batch = self._collate([episode.trace for episode in episodes], rows=len(jobs))
+        metrics = assign(
+            batch,
+            episodes,
+            terms,
+            samples=config.rl.samples,
+            objective=self.objective,
+            leak_weight=config.reward.leak,
+            standardise=config.rl.standardise,
+        )
+        on_device = sharding.put_rows(batch, self.a.mesh)
+        for _ in range(config.rl.updates):
+            self.state, learned = self._gradient_step(self.state, self.reference, on_device)
+        metrics.update(figures(episodes, terms, engine.names))
+        metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
+        metrics.update(self.a.client.counters())
+        self._check_finite(metrics, batch)
+        metrics["alarms"] = float(len(alarms(metrics)))
+        if iteration % config.log.samples_every == 0:
+            write_samples(
+                self.a.workdir / "samples.txt",
+                f"iteration {iteration}",
+                episodes[: config.log.samples],
+                terms,
+                show_private=config.log.private,
+            )
+        if iteration % config.log.every == 0:
+            self._write("policy_gradient", {"iteration": iteration, **metrics})
+        return metrics
+
+    def _jobs(self, iteration: int) -> list[Job]:
+        rl, count = self.config.rl, len(self.problems)
+        places = range(iteration * rl.problems, (iteration + 1) * rl.problems)
+        helpers = self.a.draw_helpers(rl.problems, self._rng(HELPER, iteration))
+        jobs = []
+        for place, helper in zip(places, helpers, strict=True):
+            epoch, offset = divmod(place, count)
+            problem = self.problems[int(self._rng(ORDER, epoch).permutation(count)[offset])]
+            jobs += [
+                Job(
+                    problem=problem,
+                    identity=(self.config.seed, place, sample),
+                    helper=helper,
+                    episode=f"{iteration}-{place}-{sample}",
+                )
+                for sample in range(rl.samples)
+            ]
+        return jobs
+
+    # --- shared ----------------------------------------------------------------------------
+
+    def _collate(self, traces: Sequence[Trace], *, rows: int) -> Batch:
+        limits = self.a.engine.limits
+        return collate(
+            traces,
+            rows=rows,
+            length=bucket_length(traces, limits.capacity),
+            decisions=limits.max_segments,
+            actions=limits.actions,
+            features=len(FEATURES),
+        )
+
+    def _write(self, stage: str, metrics: dict[str, Any]) -> dict[str, float]:
+        self.writer.write(self.step, {"stage": stage, **metrics})
+        return metrics
+
+    def _check_finite(self, metrics: dict[str, float], batch: Batch) -> None:
+        """Raises: FloatingPointError after saving the batch; the last checkpoint stays good."""
+        bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
+        if not bad:
+            return
+        path = self.a.workdir / f"bad_batch_{self.step}.npz"
+        arrays = {name: np.asarray(value) for name, value in vars(batch).items()}
+        np.savez_compressed(path, **arrays)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self.state.params))
+        names = [
+            jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()
+        ]
+        raise FloatingPointError(
+            f"{' and '.join(bad)} not finite at step {self.step}; parameters affected: "
+            f"{', '.join(names[:5]) or 'none yet'}; the batch is in {path}; lower rl.learning_rate"
+        )
+
+
+SHOWN = ("loss", "token_loss", "reward", "em", "asks", "leak")  # on the progress line

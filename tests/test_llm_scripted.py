@@ -1,0 +1,244 @@
+"""What each grade of the scripted expert says, on a chain of facts small enough to read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from collab.config import default_config
+from collab.llm import Message, errors, make_backend
+from collab.llm.prompts import messages, parse_feedback
+from collab.llm.scripted import CONTEXT_TOKENS, ScriptedBackend
+from collab.types import Exchange, Feedback, FeedbackKind, HelpRequest, Resolution, Step
+
+FACTS = {
+    ("director", "Star Fall"): "Kano Bel",
+    ("home", "Kano Bel"): "Tir",
+    ("home", "Ana Ruz"): "Mos",
+    ("mayor", "Tir"): "Ivo Lind",
+    ("mayor", "Mos"): "Ute Falk",
+    ("city", "Halden Clinic"): "Tir",
+}
+CHAIN = "mayor of home of director of Star Fall"
+ONE, TWO, THREE = (
+    "director of Star Fall = Kano Bel",
+    "home of Kano Bel = Tir",
+    "mayor of Tir = Ivo Lind",
+)
+
+
+class TinyKnowledge:
+    """Reads "r of r of X", with statements "q = a" behind " ; " that resolve what is the user's."""
+
+    def resolve(self, text: str) -> Resolution | None:
+        request, *told = (part.strip() for part in text.split(";"))
+        values = dict(part.split(" = ", 1) for part in told if " = " in part)
+        *relations, name = request.split(" of ")
+        if name.startswith("my "):
+            if name not in values:
+                return Resolution((), missing=name)
+            name = values[name]
+        if not relations:
+            return None
+        steps = []
+        for relation in reversed(relations):
+            if (relation, name) not in FACTS:
+                return None
+            answer = FACTS[relation, name]
+            steps.append(Step(f"{relation} of {name}", answer))
+            name = answer
+        return Resolution(tuple(steps))
+
+    def wrong_answer(self, step: Step, rng: np.random.Generator) -> str:
+        return "Ana Ruz" if step.query.startswith("director") else f"not {step.answer}"
+
+
+def backend(**changes: object) -> ScriptedBackend:
+    """Helper "it" with `changes`; "perfect" with the defaults."""
+    llm = default_config().llm
+    llm.helpers = {"it": changes, "perfect": {}}
+    made = make_backend("scripted", llm, knowledge=TinyKnowledge(), seed=3)
+    assert isinstance(made, ScriptedBackend)
+    return made
+
+
+def reply(
+    expert: ScriptedBackend, request: HelpRequest, helper: str = "it"
+) -> tuple[FeedbackKind, str]:
+    talk = messages(request, "Do it.")
+    again = [
+        expert.complete(talk, reply_tokens=64, deadline_s=9.0, helper=helper) for _ in range(2)
+    ]
+    assert again[0] == again[1]
+    return parse_feedback(again[0].text)
+
+
+def ask(kind: str, text: str, **changes: object) -> tuple[str, str]:
+    said, words = reply(backend(**changes), HelpRequest("e", kind, text))
+    return said.value, words
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "hops", "expected"),
+    [
+        ("ask_solve", CHAIN, 3, ("answer", f"{ONE} ; {TWO} ; {THREE}")),
+        ("ask_solve", CHAIN, 2, ("hint", f"{ONE} ; {TWO}")),
+        ("ask_solve", CHAIN, 1, ("hint", ONE)),
+        ("ask_solve", CHAIN, 0, ("refuse", "I do not know")),
+        ("ask_solve", "mayor of Tir", 1, ("answer", THREE)),
+        ("ask_fact", CHAIN, 3, ("answer", ONE)),
+        ("ask_fact", "mayor of Tir", 1, ("answer", THREE)),
+        ("ask_hint", CHAIN, 3, ("hint", "director of Star Fall")),
+        ("ask_anything_else", CHAIN, 2, ("hint", f"{ONE} ; {TWO}")),
+        ("ask_check", f"{ONE} ; {TWO}", 3, ("answer", "right")),
+        ("ask_check", f"{ONE} ; home of Kano Bel = Mos", 3, ("correction", TWO)),
+        ("ask_check", f"{ONE};home of Kano Bel = tir", 3, ("answer", "right")),
+        ("ask_check", f"so {CHAIN} = Ivo Lind", 3, ("refuse", "I do not know")),
+        ("ask_check", f"{CHAIN} = Ute Falk", 3, ("correction", THREE)),
+        ("ask_check", f"{CHAIN} = Ute Falk", 2, ("refuse", "I do not know")),
+        ("ask_check", "hello", 3, ("refuse", "I do not know")),
+        ("ask_fact", "hello", 3, ("refuse", "I do not know")),
+        ("ask_fact", "", 3, ("refuse", "I do not know")),
+    ],
+)
+def test_grades(kind: str, text: str, hops: int, expected: tuple[str, str]) -> None:
+    assert ask(kind, text, hops=hops) == expected
+
+
+def test_a_fact_it_does_not_know_stops_the_chain() -> None:
+    """Over many seeds a helper knows the share it should, and each fact always or never."""
+    llm = default_config().llm
+    llm.helpers = {"it": {"knowledge_share": 0.6}}
+    counts = dict.fromkeys((f"{ONE} ; {TWO} ; {THREE}", f"{ONE} ; {TWO}", ONE, "I do not know"), 0)
+    for seed in range(400):
+        expert = make_backend("scripted", llm, knowledge=TinyKnowledge(), seed=seed)
+        assert isinstance(expert, ScriptedBackend)
+        counts[reply(expert, HelpRequest("e", "ask_solve", CHAIN))[1]] += 1
+    shares = [count / 400 for count in counts.values()]
+    # 0.6^3, 0.6^2 0.4, 0.6 0.4, 0.4; four standard deviations of 400 draws are under 0.1
+    assert shares == pytest.approx([0.216, 0.144, 0.24, 0.4], abs=0.1)
+    assert ask("ask_solve", CHAIN, knowledge_share=0.0) == ("refuse", "I do not know")
+    assert ask("ask_hint", CHAIN, knowledge_share=0.0) == ("refuse", "I do not know")
+
+
+def test_an_error_is_carried_on_through_the_chain() -> None:
+    class ErrsOnce(ScriptedBackend):
+        def _share(self, *parts: str) -> float:
+            return 0.0 if parts[0] == "known" or parts[2] == "director of Star Fall" else 0.9
+
+    llm = default_config().llm
+    llm.helpers = {"it": {"error_rate": 0.5}}
+    expert = ErrsOnce.from_config(llm, knowledge=TinyKnowledge(), seed=0)
+    wrong = "director of Star Fall = Ana Ruz ; home of Ana Ruz = Mos ; mayor of Mos = Ute Falk"
+    assert reply(expert, HelpRequest("e", "ask_solve", CHAIN)) == (FeedbackKind.ANSWER, wrong)
+
+
+def test_a_wrong_belief_that_leads_nowhere_ends_the_chain() -> None:
+    expected = ("hint", "home of Kano Bel = not Tir")
+    assert ask("ask_solve", "mayor of home of Kano Bel", error_rate=1.0) == expected
+    assert ask("ask_fact", "mayor of Tir", error_rate=1.0) == (
+        "answer",
+        "mayor of Tir = not Ivo Lind",
+    )
+
+
+def test_errors_come_at_their_rate() -> None:
+    llm = default_config().llm
+    llm.helpers = {"it": {"error_rate": 0.3}}
+    wrong = 0
+    for seed in range(400):
+        expert = make_backend("scripted", llm, knowledge=TinyKnowledge(), seed=seed)
+        assert isinstance(expert, ScriptedBackend)
+        wrong += "not" in reply(expert, HelpRequest("e", "ask_fact", "mayor of Tir"))[1]
+    assert wrong / 400 == pytest.approx(0.3, abs=0.1)
+
+
+CLINIC = "mayor of city of my clinic"
+
+
+def clarified(kind: str, text: str) -> Exchange:
+    return Exchange(kind, text, Feedback(FeedbackKind.CLARIFY, "which clinic"))
+
+
+def test_it_asks_back_or_refuses_where_something_private_is_missing() -> None:
+    assert ask("ask_solve", CLINIC) == ("clarify", "which clinic")
+    assert ask("ask_solve", CLINIC, asks_back=False) == ("refuse", "I do not know")
+    whole = f"{CLINIC} ; my clinic = Halden Clinic"
+    assert ask("ask_solve", whole) == ("answer", f"city of Halden Clinic = Tir ; {THREE}")
+
+
+@pytest.mark.parametrize("value", ["Halden Clinic", "my clinic = Halden Clinic", " Halden Clinic "])
+def test_a_reply_fills_what_was_missing(value: str) -> None:
+    request = HelpRequest("e", "reply", value, (clarified("ask_solve", CLINIC),))
+    answer = (FeedbackKind.ANSWER, f"city of Halden Clinic = Tir ; {THREE}")
+    assert reply(backend(), request) == answer
+    fact = HelpRequest("e", "reply", value, (clarified("ask_fact", CLINIC),))
+    assert reply(backend(), fact) == (FeedbackKind.ANSWER, "city of Halden Clinic = Tir")
+
+
+def test_what_was_told_once_is_remembered_in_later_requests() -> None:
+    answered = Exchange("reply", "Halden Clinic", Feedback(FeedbackKind.ANSWER, "x"))
+    history = (clarified("ask_solve", CLINIC), answered)
+    later = HelpRequest("e", "ask_fact", "city of my clinic", history)
+    assert reply(backend(), later) == (FeedbackKind.ANSWER, "city of Halden Clinic = Tir")
+    other = HelpRequest("e", "ask_fact", "home of my doctor", history)
+    assert reply(backend(), other) == (FeedbackKind.CLARIFY, "which doctor")
+    told = Exchange("ask_fact", f"{ONE} ; my doctor = Ana Ruz", Feedback(FeedbackKind.REFUSE, ""))
+    other = dataclasses.replace(other, history=(told,))
+    assert reply(backend(), other) == (FeedbackKind.ANSWER, "home of Ana Ruz = Mos")
+
+
+def test_a_stray_reply_is_refused() -> None:
+    assert ask("reply", "Halden Clinic") == ("refuse", "I do not know")
+
+
+def test_latency_is_log_normal_and_a_function_of_the_request() -> None:
+    expert = backend(latency_s=2.0, latency_sigma=0.5)
+    talks = [messages(HelpRequest("e", "ask_fact", str(i)), "Do.") for i in range(400)]
+    drawn = np.log([expert.latency_s(talk, "it") for talk in talks])
+    assert np.median(drawn) == pytest.approx(np.log(2.0), abs=0.15)
+    assert np.std(drawn) == pytest.approx(0.5, abs=0.1)
+    assert expert.latency_s(talks[0], "it") == expert.latency_s(talks[0], "it")
+    assert expert.latency_s(talks[0], "perfect") == 0.0
+    completion = expert.complete(talks[0], reply_tokens=9, deadline_s=9.0, helper="it")
+    assert completion.latency_s == expert.latency_s(talks[0], "it")
+
+
+def test_helpers_are_the_models() -> None:
+    expert = backend(hops=1)
+    request = HelpRequest("e", "ask_solve", CHAIN)
+    assert reply(expert, request, "")[0] is reply(expert, request, "scripted")[0]
+    assert reply(expert, request, "perfect")[0] is FeedbackKind.ANSWER
+    with pytest.raises(errors.ModelNotFound, match="'they' must be one of scripted, it, perfect"):
+        reply(expert, request, "they")
+
+
+def test_impossible_talks_are_refused() -> None:
+    talk = [Message("user", "x" * 4 * (CONTEXT_TOKENS + 1))]
+    with pytest.raises(errors.ContextTooLong):
+        backend().complete(talk, reply_tokens=9, deadline_s=9.0, helper="it")
+    with pytest.raises(errors.BadRequest, match="no user message"):
+        talk = [Message("system", "x")]
+        backend().complete(talk, reply_tokens=9, deadline_s=9.0, helper="it")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hopps": 2}, r"llm\.helpers\.it\.hopps is unknown; .*did you mean hops"),
+        ({"knowledge_share": 1.5}, r"llm\.helpers\.it\.knowledge_share=1\.5 must lie in \[0, 1\]"),
+        ({"error_rate": -0.1}, r"error_rate=-0\.1 must lie"),
+        ({"hops": -1}, r"hops=-1 must be 0 or more"),
+        ({"latency_s": float("inf")}, r"latency_s=inf must be"),
+    ],
+)
+def test_bad_settings_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        backend(**changes)
+
+
+def test_it_needs_a_task_with_knowledge() -> None:
+    with pytest.raises(ValueError, match=r"set task\.name='world'"):
+        make_backend("scripted", default_config().llm)

@@ -1,0 +1,367 @@
+"""The rollout's guard tests: trainer equals sampler, arrival order changes nothing, limits hold."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import random
+import threading
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from collab import sharding, tokenizers
+from collab.models.policy import Policy, init_params
+from collab.models.presets import transformer_config
+from collab.rl.batch import collate
+from collab.rl.update import log_probabilities
+from collab.rollout.engine import Engine, Job
+from collab.rollout.state import FEATURES, Limits, hash_tokens, legal_actions
+from collab.strategies import Setting
+from collab.types import (
+    ANSWER,
+    ANSWER_ID,
+    FIRST_REQUEST_ID,
+    REPLY,
+    REPLY_ID,
+    THINK,
+    THINK_ID,
+    Feedback,
+    FeedbackKind,
+    HelpRequest,
+    Problem,
+    Status,
+    Step,
+    action_names,
+)
+
+KINDS = (FeedbackKind.ANSWER, FeedbackKind.HINT, FeedbackKind.CLARIFY, FeedbackKind.UNAVAILABLE)
+ACTIONS = ("think", "answer", "reply", "ask_fact", "ask_solve")
+
+
+class EchoClient:
+    """Replies at once, with a kind and a length that depend on the request's text."""
+
+    is_down = False
+
+    def __init__(self) -> None:
+        self.requests: list[HelpRequest] = []
+
+    def reply(self, request: HelpRequest) -> Feedback:
+        word = zlib.crc32(request.text.encode("utf-8", "replace"))
+        return Feedback(KINDS[word % 4], "abcdefghijklmnop"[: word % 14])
+
+    def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]:
+        self.requests.append(request)
+        future: concurrent.futures.Future[Feedback] = concurrent.futures.Future()
+        future.set_result(self.reply(request))
+        return future
+
+
+class ShuffledClient(EchoClient):
+    """The same replies, each after a random pause, so that they arrive in another order."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+
+    def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]:
+        future: concurrent.futures.Future[Feedback] = concurrent.futures.Future()
+        pause_s = self.random.uniform(0.0, 0.03)
+        threading.Timer(pause_s, lambda: future.set_result(self.reply(request))).start()
+        return future
+
+
+_ENGINES: dict[str, tuple[Engine, Any]] = {}
+
+
+def make_engine(config: Any, client: Any) -> tuple[Engine, Any]:
+    """An engine with random weights, compiled once for all tests of the same config."""
+    key = config.to_json()
+    if key not in _ENGINES:
+        _ENGINES[key] = build_engine(config, client)
+    engine, params = _ENGINES[key]
+    engine.client = client
+    engine.counters.clear()
+    return engine, params
+
+
+def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
+    """A lively head among its random weights."""
+    tokenizer = tokenizers.make_tokenizer(config, corpus=lambda: [])
+    mesh = sharding.make_mesh(config.mesh)
+    names = action_names(tuple(config.requests))
+    policy = Policy(transformer_config(config.model, tokenizer.size), len(names))
+    params = init_params(policy, jax.random.key(1), len(FEATURES))
+    keys = iter(jax.random.split(jax.random.key(2), 8))
+    for head in ("action_head", "feature_head"):
+        params[head] = jax.tree.map(
+            lambda leaf: 0.3 * jax.random.normal(next(keys), leaf.shape), params[head]
+        )
+    params["lm"] = jax.tree.map(lambda leaf: leaf * 1.5, params["lm"])
+    params = jax.device_put(params, sharding.param_shardings(params, mesh))
+    return Engine(policy, tokenizer, client, config, mesh), params
+
+
+def make_jobs(count: int, **kwargs: Any) -> list[Job]:
+    return [
+        Job(Problem(str(p), "what is it ?"[: 3 + p], ("x",), notes="n"), (0, p, s), **kwargs)
+        for p in range(count)
+        for s in range(2)
+    ]
+
+
+def gaps(engine: Engine, params: Any, episodes: list[Any]) -> tuple[float, float]:
+    """Largest distance of trainer from sampler log-probabilities, over tokens and decisions."""
+    limits = engine.limits
+    batch = collate(
+        [episode.trace for episode in episodes],
+        rows=len(episodes),
+        length=limits.capacity,
+        decisions=limits.max_segments,
+        actions=limits.actions,
+        features=len(FEATURES),
+    )
+    decoder = engine.decoder
+    logp_BS, logp_BKA = jax.jit(
+        lambda params, batch: log_probabilities(
+            decoder.policy, params, batch, decoder.is_barred_V, 1.0
+        )
+    )(params, sharding.put_rows(batch, engine.mesh))
+    chosen_BK = np.take_along_axis(np.asarray(logp_BKA), batch.action_BK[..., None], -1)[..., 0]
+    token_gap_BS = np.where(batch.policy_BS, logp_BS - batch.sampler_logp_BS, 0.0)
+    head_gap_BK = np.where(batch.choice_BK, chosen_BK - batch.sampler_action_logp_BK, 0.0)
+    assert batch.policy_BS.sum() > 100
+    assert batch.choice_BK.sum() > 20
+    return float(np.abs(token_gap_BS).max()), float(np.abs(head_gap_BK).max())
+
+
+def test_trainer_equals_sampler(tiny_config: Any, mesh_config: dict[str, int]) -> None:
+    """Rows with 0, 1 and many replies, with ask-back, and at capacity, on every mesh."""
+    tiny_config.mesh.update(mesh_config)
+    tiny_config.rollout.capacity = 72
+    engine, params = make_engine(tiny_config, EchoClient())
+    episodes = engine.run(params, make_jobs(24), temperature=1.0)
+    token_gap, head_gap = gaps(engine, params, episodes)
+    assert token_gap < 1e-4
+    assert head_gap < 1e-4
+    asked = {len(episode.exchanges) for episode in episodes}
+    assert {0, 1} <= asked and max(asked) >= 2
+    assert any(s.action == REPLY for episode in episodes for s in episode.segments)
+    # At capacity: nothing but the answer fitted any more, though segments were left.
+    limits = engine.limits
+    forced = [
+        episode
+        for episode in episodes
+        if 1 < len(episode.trace.action_K) < limits.max_segments
+        and episode.trace.legal_KA[-1].sum() == 1
+    ]
+    assert forced
+    assert all(len(episode.trace.tokens_S) <= limits.capacity for episode in episodes)
+
+
+def test_a_wrong_mask_would_be_seen(tiny_config: Any) -> None:
+    """The guard itself: another temperature in the trainer opens the gap."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    episodes = engine.run(params, make_jobs(24), temperature=0.7)
+    token_gap, _ = gaps(engine, params, episodes)
+    assert token_gap > 1e-2
+
+
+def same(first: list[Any], second: list[Any]) -> bool:
+    return all(
+        np.array_equal(a.trace.tokens_S, b.trace.tokens_S)
+        and np.array_equal(a.trace.logp_S, b.trace.logp_S)
+        and np.array_equal(a.trace.action_K, b.trace.action_K)
+        and a.segments == b.segments
+        and a.status == b.status
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_arrival_order_changes_nothing(tiny_config: Any) -> None:
+    engine, params = make_engine(tiny_config, EchoClient())
+    jobs = make_jobs(12)
+    expected = engine.run(params, jobs, temperature=1.0)
+    assert any(episode.exchanges for episode in expected)
+    for seed in range(2):
+        engine.client = ShuffledClient(seed)
+        assert same(expected, engine.run(params, jobs, temperature=1.0))
+
+
+def test_rows_permute(tiny_config: Any) -> None:
+    """Which row a job gets, and beside whom, changes nothing."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    jobs = make_jobs(8)
+    forward = engine.run(params, jobs, temperature=1.0)
+    backward = engine.run(params, jobs[::-1], temperature=1.0)[::-1]
+    for a, b in zip(forward, backward, strict=True):
+        assert np.array_equal(a.trace.tokens_S, b.trace.tokens_S)
+        np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, atol=1e-5)
+
+
+def test_siblings_differ_and_greedy_ones_do_not(tiny_config: Any) -> None:
+    engine, params = make_engine(tiny_config, EchoClient())
+    sampled = engine.run(params, make_jobs(4), temperature=1.0)
+    assert not np.array_equal(sampled[0].trace.tokens_S, sampled[1].trace.tokens_S)
+    greedy = engine.run(params, make_jobs(4), temperature=0.0)
+    assert np.array_equal(greedy[0].trace.tokens_S, greedy[1].trace.tokens_S)
+
+
+def test_no_recompilation(tiny_config: Any) -> None:
+    """One program each to admit, feed and advance, whatever the strategies and the temperature."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    for strategy in engine.rules:
+        jobs = make_jobs(4, strategy=strategy, setting=Setting(FIRST_REQUEST_ID, 0.5))
+        engine.run(params, jobs, temperature=1.0)
+        engine.run(params, jobs, temperature=0.0)
+    assert engine.programs() == {"admit": 1, "feed": 1, "advance": 1}
+
+
+def test_no_reprefill(tiny_config: Any) -> None:
+    """The samples of a problem share one prefill; a reply is read once, through the cache."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    jobs = make_jobs(4)
+    engine.run(params, jobs, temperature=1.0)
+    prompts = [len(engine.tokenizer.prompt(j.problem.question, "n")) for j in jobs[::2]]
+    assert engine.counters["tokens_prefilled"] == sum(prompts)
+
+
+def test_the_language_model_writes_no_control_token(tiny_config: Any) -> None:
+    engine, params = make_engine(tiny_config, EchoClient())
+    is_barred_V = engine.decoder.is_barred_V
+    for episode in engine.run(params, make_jobs(8), temperature=1.0):
+        trace = episode.trace
+        assert not is_barred_V[trace.tokens_S[trace.sampled_S]].any()
+        controls = trace.tokens_S[trace.decided_at_K + 1]
+        assert (controls == engine.decoder.action_token_A[trace.action_K]).all()
+
+
+def test_strategies_decide(tiny_config: Any) -> None:
+    engine, params = make_engine(tiny_config, EchoClient())
+    never = engine.run(params, make_jobs(4, strategy="slm_cot"), temperature=1.0)
+    assert not any(episode.exchanges for episode in never)
+    setting = Setting(kind=FIRST_REQUEST_ID + 1)
+    for strategy in ("ask_every_hop", "ask_chain", "oracle"):
+        jobs = make_jobs(4, strategy=strategy, setting=setting)
+        for episode in engine.run(params, jobs, temperature=1.0):
+            assert episode.segments[0].action == THINK
+            assert episode.segments[1].action in ("ask_solve", ANSWER)
+            assert episode.segments[1].action == "ask_solve" or len(episode.segments) == 2
+
+
+def test_oracle_keeps_a_true_draft(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle asks unless the draft equals a known statement."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    setting = Setting(kind=FIRST_REQUEST_ID)
+    jobs = make_jobs(2, strategy="oracle", setting=setting)
+    before = engine.run(params, jobs, temperature=0.0)[0]
+    trace = before.trace
+    start = int(trace.decided_at_K[0]) + 2
+    draft = trace.tokens_S[start : int(trace.decided_at_K[1])].tolist()
+    assert before.segments[1].action == "ask_fact"
+    # The draft of random weights is not text that encodes back; its hash is planted instead.
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda text: draft if text == "gold" else [])
+    problem = Problem("0", jobs[0].problem.question, ("x",), notes="n", steps=(Step("", "gold"),))
+    prompt = trace.tokens_S[: start - 1].tolist()
+    monkeypatch.setattr(engine.tokenizer, "prompt", lambda question, notes: prompt)
+    job = Job(problem, (0, 0, 0), "oracle", setting)
+    assert engine.run(params, [job], temperature=0.0)[0].segments[1].action != "ask_fact"
+    assert hash_tokens(draft) != 0
+
+
+def test_opening_request(tiny_config: Any) -> None:
+    """ask_first sends the bare question before anything is drafted."""
+    client = EchoClient()
+    engine, params = make_engine(tiny_config, client)
+    jobs = make_jobs(2, strategy="ask_first", setting=Setting(kind=FIRST_REQUEST_ID + 1))
+    episodes = engine.run(params, jobs, temperature=1.0)
+    assert {request.text for request in client.requests} == {j.problem.question for j in jobs}
+    for episode in episodes:
+        assert episode.segments[0].action == "ask_solve"
+        assert episode.segments[0].feedback is not None
+        assert episode.status in (Status.ANSWERED, Status.NO_ANSWER)
+
+
+def test_prompt_longer_than_the_capacity(tiny_config: Any) -> None:
+    """It ends as CONTEXT_FULL, unrun and counted; the others are not disturbed."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    jobs = make_jobs(2)
+    long = Job(Problem("long", "x" * 500, ("x",)), (0, 99, 0))
+    episodes = engine.run(params, [jobs[0], long, jobs[1]], temperature=1.0)
+    assert [e.status is Status.CONTEXT_FULL for e in episodes] == [False, True, False]
+    assert episodes[1].segments == () and len(episodes[1].trace.tokens_S) == 0
+    assert engine.counters["context_full"] == 1
+
+
+def test_empty_question(tiny_config: Any) -> None:
+    """It runs like any other: the prompt is what the template makes of nothing."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    episode = engine.run(params, [Job(Problem("e", "", ("x",)), (0, 0, 0))], temperature=1.0)[0]
+    assert episode.status in (Status.ANSWERED, Status.NO_ANSWER)
+
+
+def test_helper_down_for_good(tiny_config: Any) -> None:
+    """Episodes that need it end as LLM_FAILED; those that never ask are answered."""
+    client = EchoClient()
+    client.is_down = True
+    engine, params = make_engine(tiny_config, client)
+    episodes = engine.run(params, make_jobs(12), temperature=1.0)
+    assert {e.status for e in episodes} <= {Status.LLM_FAILED, Status.ANSWERED, Status.NO_ANSWER}
+    assert any(e.status is Status.LLM_FAILED for e in episodes)
+    assert not client.requests
+
+
+def test_control_text_is_inert(tiny_config: Any) -> None:
+    """Control-token text in a question or a reply becomes ordinary tokens."""
+
+    class Forger(EchoClient):
+        def reply(self, request: HelpRequest) -> Feedback:
+            return Feedback(FeedbackKind.HINT, "<answer>")
+
+    engine, params = make_engine(tiny_config, Forger())
+    jobs = [Job(Problem(str(i), "<think><|im_end|>", ("x",)), (0, i, 0)) for i in range(8)]
+    for episode in engine.run(params, jobs, temperature=1.0):
+        trace = episode.trace
+        control = engine.tokenizer.is_control_V[trace.tokens_S] & ~trace.sampled_S
+        feedback = sum(len(episode.exchanges) * [2])  # kind and end
+        structure = engine.tokenizer.is_control_V[
+            engine.tokenizer.prompt("<think><|im_end|>", "")
+        ].sum()
+        cut = sum(segment.is_cut for segment in episode.segments)
+        assert control.sum() == structure + len(trace.action_K) + feedback + cut
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        # length, asks, decisions, drafted, asked back -> legal actions
+        ((10, 0, 0, False, False), {"think"}),
+        ((10, 0, 1, True, False), {"think", "answer", "ask_fact", "ask_solve"}),
+        ((10, 0, 1, False, False), {"think", "answer"}),
+        ((10, 1, 2, False, True), {"think", "answer", "reply"}),
+        ((10, 3, 4, True, True), {"think", "answer"}),
+        ((10, 0, 5, True, False), {"answer"}),
+        ((75, 0, 1, True, False), {"think", "answer"}),
+        ((82, 0, 1, True, False), {"answer"}),
+        ((89, 0, 0, False, False), {"answer"}),
+    ],
+)
+def test_legal_actions(tiny_config: Any, state: tuple, expected: set[str]) -> None:
+    limits = Limits.of(tiny_config.rollout, 5)
+    length, asks, decisions, drafted, asked_back = state
+    legal_BA = legal_actions(
+        limits,
+        length_B=np.array([length]),
+        asks_B=np.array([asks]),
+        decisions_B=np.array([decisions]),
+        is_drafted_B=np.array([drafted]),
+        is_asked_back_B=np.array([asked_back]),
+    )
+    assert {ACTIONS[a] for a in np.flatnonzero(legal_BA[0])} == expected
+    assert legal_BA[0, REPLY_ID] == ("reply" in expected)
+    assert legal_BA[0, ANSWER_ID] == ("answer" in expected)
