@@ -8,6 +8,7 @@ matter (`collab.train`). This is the only file that imports Orbax.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -32,6 +33,7 @@ from collab.sharding import fetch, leaf_paths
 _log = logging.getLogger(__name__)
 
 _DIGEST_BLOCK = 32_768  # words a numpy pass works on: stays in the CPU's cache (measured)
+_SPREAD = np.uint32(0x9E3779B1)  # odd, near 2^32 / golden ratio: salts of neighbours lie far apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +70,8 @@ class Checkpointer:
         self._current: int | None = None  # the step that was last saved or restored
         self._unfinished: int | None = None
         for step in self._manager.all_steps():
-            try:
+            with contextlib.suppress(DamagedError):  # reported when it is restored
                 self._note_metric(step, self._read_record(step)["metric"])
-            except DamagedError:
-                continue  # reported when it is restored
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first; a damaged one is among them until it is restored."""
@@ -95,8 +95,7 @@ class Checkpointer:
             return
         self.wait()
         self._make_room_for(step)
-        if metric is not None and not math.isfinite(metric):
-            metric = None
+        metric = metric if metric is not None and math.isfinite(metric) else None
         self._note_metric(step, metric)
         with jax.transfer_guard("allow"):
             leaves = _describe(state, digests(state))
@@ -280,7 +279,7 @@ def digests(state: Any) -> dict[str, str]:
     within one word is found for certain, others but for one in about 2^32. CPU arrays of one
     process are summed by numpy (a compiled program costs 0.1 s per shape, the sum a few ms); others
     where they lie, so that no leaf is ever gathered.
-    Source: our choice, with the integer mixer of Wellons 2018 ("lowbias32").
+    Source: our choice, with the multipliers of Wellons 2018 ("lowbias32").
     """
     data = [
         jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
@@ -294,23 +293,25 @@ def _is_on_host(leaf: jax.Array) -> bool:
     return leaf.is_fully_addressable and {d.platform for d in leaf.devices()} == {"cpu"}
 
 
-def _mixed(word: Any, place: Any) -> Any:
-    """For each place a bijection of 32-bit words; numpy and jax alike."""
-    word = word ^ (place * np.uint32(0x9E3779B1))
-    word = (word ^ (word >> np.uint32(16))) * np.uint32(0x7FEB352D)
-    word = (word ^ (word >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return word ^ (word >> np.uint32(16))
+def _mixed(word: Any, salt: Any) -> Any:
+    """For each salt a bijection of 32-bit words; numpy and jax alike."""
+    word = word ^ salt
+    word *= np.uint32(0x7FEB352D)  # in place for numpy: half the time
+    word ^= word >> np.uint32(15)
+    word *= np.uint32(0x846CA68B)
+    word ^= word >> np.uint32(16)
+    return word
 
 
 def _host_sum(leaf: jax.Array) -> np.uint32:
     array = np.ascontiguousarray(np.asarray(leaf)).reshape(-1)
     word = array.view(np.dtype(f"u{min(array.itemsize, 4)}"))
-    place = np.arange(_DIGEST_BLOCK, dtype=np.uint32)
+    salt = np.arange(_DIGEST_BLOCK, dtype=np.uint32) * _SPREAD
     total = 0
     for start in range(0, word.size, _DIGEST_BLOCK):
-        block = word[start : start + _DIGEST_BLOCK].astype(np.uint32)
-        mixed = _mixed(block, place[: block.size] + np.uint32(start % 2**32))
-        total += int(mixed.sum(dtype=np.uint32))
+        block = word[start : start + _DIGEST_BLOCK].astype(np.uint32, copy=False)
+        shift = np.uint32(start * int(_SPREAD) % 2**32)
+        total += int(_mixed(block, salt[: block.size] + shift).sum(dtype=np.uint32))
     return np.uint32(total % 2**32)
 
 
@@ -323,7 +324,7 @@ def _device_sum(leaf: jax.Array) -> jax.Array:
     place = jnp.zeros(word.shape, jnp.uint32)
     for axis, size in enumerate(word.shape):
         place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, word.shape, axis)
-    return _mixed(word, place).sum(dtype=jnp.uint32)
+    return _mixed(word, place * _SPREAD).sum(dtype=jnp.uint32)
 
 
 def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:

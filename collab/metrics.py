@@ -19,6 +19,8 @@ from typing import IO, Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from collab.sharding import is_first_process
+
 Figure = float | int | str
 
 _log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def make_writers(log_config: Any, workdir: str | Path) -> Writers:
 
     Raises: ValueError if `log.wandb_project` is set and wandb is not installed.
     """
-    if jax.process_index() != 0:
+    if not is_first_process():
         return Writers()
     writers: list[MetricWriter] = [JsonlWriter(Path(workdir) / "metrics.jsonl")]
     if log_config.tensorboard:

@@ -64,6 +64,11 @@ def make_mesh(mesh_config: Mapping[str, int]) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 
+def is_first_process() -> bool:
+    """Whether this process writes what is written once: metrics, tables, samples."""
+    return jax.process_index() == 0
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())

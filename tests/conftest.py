@@ -57,8 +57,9 @@ TINY = {
     "cold_start.steps": 4,
     "cold_start.batch": 8,
     "cold_start.warmup": 1,
-    "cold_start.label_rounds": 1,
+    "cold_start.label_problems": 4,
     "cold_start.label_samples": 2,
+    "cold_start.label_steps": 2,
     "rl.iterations": 2,
     "rl.problems": 4,
     "rl.samples": 2,
@@ -73,6 +74,7 @@ TINY = {
 def tiny_config() -> ml_collections.ConfigDict:
     """A fresh, valid config that runs in seconds; a test changes what it is about."""
     config = default_config()
+    config.lock()  # a key that the schema has lost is an error, not an addition
     config.update_from_flattened_dict(TINY)
     return config
 

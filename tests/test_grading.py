@@ -65,7 +65,13 @@ def test_last_number(text: str, expected: Fraction | None) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("$1,000.0", Fraction(1000)), ("12 apples", None), ("10:30", None), ("1, 2", None)],
+    [
+        ("$1,000.0", Fraction(1000)),
+        ("12 apples", None),
+        ("10:30", None),
+        ("1, 2", None),
+        ("", None),
+    ],
 )
 def test_as_number(text: str, expected: Fraction | None) -> None:
     assert grading.as_number(text) == expected

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import reasoning_gym
 from ml_collections import ConfigDict
 
 from collab.config import default_config
@@ -46,6 +47,32 @@ def test_same_seed_same_questions_and_a_size_changes_no_other_split(task: GsmTas
     assert list(again.problems("train")) == list(task.problems("train"))[:30]
     other = GsmTask(config_of(seed=1, train=5, test=5), "")
     assert not {p.question for p in every(other)} & {p.question for p in every(task)}
+
+
+class FakeSource:
+    """Twelve different questions, over and over."""
+
+    def __getitem__(self, index: int) -> dict:
+        number = index % 12
+        solution = f"1 + {number} = {1 + number}\n#### {1 + number}"
+        return {
+            "question": f"What is 1 more than {number}?",
+            "answer": str(1 + number),
+            "metadata": {"answer_cot": solution},
+        }
+
+
+def test_repeated_questions_count_once_and_stay_in_one_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reasoning_gym, "create_dataset", lambda name, **kwargs: FakeSource())
+    config = config_of(train=2, test=2)
+    config.task.validation = 2
+    questions = [problem.question for problem in every(GsmTask(config, ""))]
+    assert len(set(questions)) == 6
+    config.task.validation = 13
+    with pytest.raises(ValueError, match=r"task\.validation=13 is more than gsm_symbolic can make"):
+        GsmTask(config, "")
 
 
 def test_every_problem_is_complete(task: GsmTask) -> None:
@@ -93,6 +120,7 @@ def test_corpus_covers_training_questions_only(task: GsmTask) -> None:
             (("32 * 2", "64"), ("64 + 32", "96")),
         ),
         ("Karen = 438 points\n#### 438", "438", (("Karen", "438"),)),
+        ("  - Thus, W = 4 episodes\n#### 4", "4", (("Thus, W", "4"),)),
         ("2 + 3 = 5\n#### 7", "7", (("2 + 3", "5"), ("final answer", "7"))),
         ("#### 7", "7", (("final answer", "7"),)),
     ],
@@ -128,6 +156,8 @@ def test_one_file_is_split_by_hash(tmp_path: pathlib.Path) -> None:
     number = int(problem.question.split()[2])
     assert problem.answers == (str(number + 2),)
     assert problem.steps == (Step(f"{number} + 2", str(number + 2)),)
+    cut = GsmTask(config_of(path=str(path), train=3, test=1), "")
+    assert [len(cut.problems(split)) for split in ("train", "test")] == [3, 1]
 
 
 def test_a_folder_keeps_the_published_test_set(tmp_path: pathlib.Path) -> None:
@@ -188,6 +218,8 @@ NOTES = [
      "15*30=<<15*30=450>>450\n450*2=<<450*2=900>>900\n#### 900"),
     ("Mia reads 20 pages of her novel on Monday and half as many on Friday. How many in all?",
      "She reads twenty half pages = 10 on Friday\n20+10=<<20+10=30>>30\n#### 30"),
+    ("Tim cuts a rope into pieces.", "We divide each side, leaving x=14\n#### 14"),
+    ("Eve ties ropes into a knot.", "We divide each side, leaving x=15\n#### 15"),
 ]  # fmt: skip
 
 
@@ -226,6 +258,8 @@ def test_resolve(knowledge: GsmKnowledge, request_text: str, answers: list[str])
         "pens",
         "How many pens are in 2 crates?",  # fits two problems
         NOTES[0][0].replace("12", "13"),  # a number that no problem has
+        "We divide each side, leaving x",  # means something else in each of two problems
+        "Mia reads 25 pages of her novel on Monday and half as many on Friday. How many in",
         "What is the weather in Oslo today?",
         "1 / 0",
     ],
@@ -264,7 +298,8 @@ def test_wrong_answer_is_wrong_and_keeps_the_sign(task: GsmTask, answer: str) ->
     rng = np.random.default_rng(0)
     drawn = {task.knowledge.wrong_answer(Step("q", answer), rng) for _ in range(50)}
     assert answer not in drawn
-    assert len(drawn) > 1
+    assert max(float(value) for value in drawn) > float(answer) or answer == "-3"
+    assert min(float(value) for value in drawn) < float(answer) or answer in ("0", "1", "0.25")
     assert all((float(value) < 0) == (float(answer) < 0) for value in drawn)
     again = np.random.default_rng(0)
     assert task.knowledge.wrong_answer(Step("q", answer), again) in drawn

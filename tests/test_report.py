@@ -265,19 +265,19 @@ def test_table_golden() -> None:
     assert "95 % bootstrap interval" in text.split("\n\n")[1]
 
 
-def test_table_fits_a_terminal_when_numbers_are_large() -> None:
+@pytest.mark.parametrize(("leaked", "asks"), [(12.0, "25.0 [25.0 25.0]"), (9e5, "25 [25 25]")])
+def test_table_fits_a_terminal_when_numbers_are_large(leaked: float, asks: str) -> None:
     names = ["learned", "ask_every_hop", "best_constant", "step_cascade"]
-    counts = {"drafts_known": 9, "asked_known": 9, "drafts_unknown": 9, "asked_unknown": 9}
+    changes = {"drafts_known": 9, "asked_known": 9, "drafts_unknown": 9, "asked_unknown": 9}
+    changes |= {"asks": 25.0, "leaked_units": leaked}
     rows = report.summarise(
-        [
-            outcome
-            for name in names
-            for outcome in outcomes(name, [-11.5, -12.5], asks=25.0, leaked_units=123.0, **counts)
-        ],
+        [outcome for name in names for outcome in outcomes(name, [-11.5, -12.5], **changes)],
         resamples=50,
         seed=0,
     )
-    assert max(len(line) for line in report.table(rows).splitlines()) <= 110
+    text = report.table(rows)
+    assert max(len(line) for line in text.splitlines()) <= 110
+    assert f" {asks} " in text
 
 
 def test_table_has_one_block_per_group_best_first() -> None:

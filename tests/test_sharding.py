@@ -144,18 +144,24 @@ def test_a_leaf_of_lower_rank_than_its_rule_stays_whole() -> None:
     assert specs({"v_row": {"down": {"kernel": jnp.ones(8)}}}, mesh) == {"v_row/down/kernel": P()}
 
 
-def test_numbers_do_not_depend_on_the_mesh(mesh: jax.sharding.Mesh) -> None:
+def hidden(params: dict, tokens_BS: jax.Array, positions_BS: jax.Array) -> jax.Array:
+    return Transformer(NETWORK).apply({"params": params}, tokens_BS, positions_BS)[0]
+
+
+@pytest.fixture(scope="module")
+def unsharded() -> tuple[dict, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Parameters, a batch, and its hidden states computed without any mesh."""
     params = init(NETWORK)["trunk"]
     tokens_BS = np.arange(32, dtype=np.int32).reshape(8, 4) % 16
-    positions_BS = np.broadcast_to(np.arange(4, dtype=np.int32), (8, 4)).copy()
+    positions_BS = np.tile(np.arange(4, dtype=np.int32), (8, 1))
+    return params, (tokens_BS, positions_BS), jax.jit(hidden)(params, tokens_BS, positions_BS)
 
-    def hidden(params: dict, tokens_BS: jax.Array, positions_BS: jax.Array) -> jax.Array:
-        return Transformer(NETWORK).apply({"params": params}, tokens_BS, positions_BS)[0]
 
-    expected = jax.jit(hidden)(params, tokens_BS, positions_BS)
+def test_numbers_do_not_depend_on_the_mesh(mesh: jax.sharding.Mesh, unsharded: tuple) -> None:
+    params, batch, expected = unsharded
     placed = jax.device_put(params, sharding.param_shardings(params, mesh))
-    batch = sharding.put_rows((tokens_BS, positions_BS), mesh)
-    got = jax.jit(hidden, out_shardings=sharding.row_sharding(mesh))(placed, *batch)
+    compute = jax.jit(hidden, out_shardings=sharding.row_sharding(mesh))
+    got = compute(placed, *sharding.put_rows(batch, mesh))
     np.testing.assert_allclose(sharding.fetch(got), expected, atol=1e-5)
 
 

@@ -239,6 +239,16 @@ def test_digest_tells_vocabularies_apart(tmp_path: pathlib.Path) -> None:
     assert len(others | {same}) == 4
 
 
+def test_digest_of_a_pretrained_vocabulary_covers_its_template(tmp_path: pathlib.Path) -> None:
+    config = default_config()
+    config.tokenizer.kind = "hf"
+    digests = set()
+    for template in (CHATML, CHATML.replace("assistant", "helper"), CHATML):
+        config.model.weights = f"hf:{hf_folder(tmp_path, template=template)}"
+        digests.add(make_tokenizer(config, corpus=no_corpus).vocabulary_digest)
+    assert len(digests) == 2
+
+
 def test_long_lines_are_not_dropped_from_training(tmp_path: pathlib.Path) -> None:
     config = config_for("sentencepiece", tmp_path)
     line = " ".join(CORPUS).replace("\n", " ")

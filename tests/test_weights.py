@@ -37,8 +37,8 @@ SHAPE = {
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
+    "low_freq_factor": 2.0,
+    "high_freq_factor": 6.0,
     "original_max_position_embeddings": 32,
 }
 # name -> transformers' family, and what differs from SHAPE

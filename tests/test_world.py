@@ -11,21 +11,18 @@ import numpy as np
 import pytest
 
 from collab.config import default_config
-from collab.privacy.detector import Detector
 from collab.tasks import TASKS, make_task
 from collab.tasks.world import WorldTask, entities, language, world_dataset_builder
 from collab.tasks.world.entities import Recall, World
-from collab.tasks.world.generate import SPLITS, Generator, split_compositions
-from collab.tasks.world.reading import WorldKnowledge
-from collab.tasks.world.records import features, from_record, to_record
+from collab.tasks.world.generate import SPLITS, Generator
 from collab.tasks.world.schema import RELATIONS, TYPES, WORLD_RELATIONS, Settings
 from collab.tokenizers.pieces import PieceTokenizer
 from collab.types import PrivateUnit, Problem, Step
 
 
-def _config(**world: Any) -> ml_collections.ConfigDict:
+def _config(*, train: int = 256, **world: Any) -> ml_collections.ConfigDict:
     config = default_config()
-    config.task.update({"train": 256, "validation": 64, "test": 64})
+    config.task.update({"train": train, "validation": 64, "test": 64})
     config.task.world.update(world)
     return config
 
@@ -40,24 +37,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> WorldTask:
     return WorldTask(_config(), str(tmp_path_factory.mktemp("data")))
 
 
-@pytest.fixture(scope="module")
-def problems(world: World) -> list[Problem]:
-    generator = Generator(world)
-    return [generator.problem(split, index) for split in SPLITS for index in range(300)]
+def _words(world: World) -> set[str]:
+    return {word for name in [*world.type_of, *world.strangers] for word in name.split()}
 
 
 def _world_steps(problem: Problem) -> tuple[Step, ...]:
     return tuple(step for step in problem.steps if not step.is_local)
-
-
-def _facts(problem: Problem) -> set[tuple[str, ...]]:
-    return {tuple(step.query.split(" of ", 1)) for step in _world_steps(problem)}
-
-
-def _composition(problem: Problem) -> tuple[str, ...]:
-    """Head entity and path of the world part, read off the steps."""
-    steps = [step.query.split(" of ", 1) for step in _world_steps(problem)]
-    return (steps[0][1], *(relation for relation, _ in steps))
 
 
 # --- the world -----------------------------------------------------------------------------
@@ -78,7 +63,7 @@ def test_names_are_unique_pairs_of_words_that_serve_one_type(world: World) -> No
     assert all(len(name.split()) == 2 for name in names)
     words_of = {kind: {w for name in world.entities[kind] for w in name.split()} for kind in TYPES}
     assert len(set.union(*words_of.values())) == sum(len(words) for words in words_of.values())
-    assert len(world.words) <= 100
+    assert len(_words(world)) <= 100
 
 
 def test_no_word_of_a_name_is_a_word_of_the_language() -> None:
@@ -92,13 +77,12 @@ def test_no_word_of_a_name_is_a_word_of_the_language() -> None:
     assert not names & {word for text in fixed for word in text.split()}
 
 
-def test_facts_are_typed_and_no_fact_points_at_its_own_subject(world: World) -> None:
+def test_every_relation_is_a_typed_function_on_all_of_its_source(world: World) -> None:
     sizes = {kind: len(world.entities[kind]) for kind in TYPES}
     assert len(world.facts) == sum(sizes[relation.source] for relation in WORLD_RELATIONS)
     for (relation, subject), answer in world.facts.items():
         assert world.type_of[subject] == RELATIONS[relation].source
         assert world.type_of[answer] == RELATIONS[relation].target
-        assert answer != subject
 
 
 # --- memory --------------------------------------------------------------------------------
@@ -151,101 +135,6 @@ def test_recall_rejects_a_step_of_no_fact(task: WorldTask) -> None:
         task.recall(Step("mayor of nowhere", "x"), np.random.default_rng(0))
 
 
-# --- problems ------------------------------------------------------------------------------
-
-
-def test_steps_follow_from_each_other_and_end_in_the_answer(
-    world: World, problems: list[Problem]
-) -> None:
-    for problem in problems:
-        for step, following in zip(problem.steps, problem.steps[1:], strict=False):
-            assert following.query.endswith(f" of {step.answer}")
-        for step in _world_steps(problem):
-            relation, subject = step.query.split(" of ", 1)
-            assert world.facts[relation, subject] == step.answer
-        assert problem.answers == (problem.steps[-1].answer,)
-
-
-def test_notes_are_short_and_tell_every_unit_and_every_local_step(problems: list[Problem]) -> None:
-    for problem in problems:
-        assert len(problem.notes.split()) <= 55
-        assert Detector(problem.units).leaked([problem.notes]).all()
-        assert all(step.answer in problem.notes for step in problem.steps if step.is_local)
-
-
-def test_units_have_the_stated_kinds_and_weights(problems: list[Problem]) -> None:
-    weights = {unit.kind: unit.sensitivity for unit in problems[0].units}
-    assert weights == {
-        "name": 1.0,
-        "birth date": 1.0,
-        "condition": 2.0,
-        "doctor": 1.0,
-        "friend": 0.5,
-    }
-
-
-def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowhere_else(
-    problems: list[Problem],
-) -> None:
-    needed = 0
-    for problem in problems:
-        leaked = Detector(problem.units).leaked_by_request(
-            [step.query for step in _world_steps(problem)]
-        )
-        needed += bool(leaked[0])
-        assert len(leaked[0]) <= 1
-        assert not any(leaked[1:])
-    assert needed / len(problems) == pytest.approx(0.2, abs=0.05)
-
-
-def test_every_number_of_hops_occurs(problems: list[Problem]) -> None:
-    hops = {(len(p.steps) - len(_world_steps(p)), len(_world_steps(p))) for p in problems}
-    assert hops == {(local, far) for local in range(3) for far in range(1, 4)}
-
-
-def test_hop_limits_of_the_config_are_kept() -> None:
-    settings = Settings.of(_config(max_local_hops=1, max_world_hops=2))
-    generator = Generator(World(settings))
-    made = [generator.problem("train", index) for index in range(100)]
-    assert {len(_world_steps(p)) for p in made} == {1, 2}
-    assert {len(p.steps) - len(_world_steps(p)) for p in made} == {0, 1}
-
-
-# --- splits --------------------------------------------------------------------------------
-
-
-def test_no_composition_stands_in_two_splits(world: World, problems: list[Problem]) -> None:
-    keys = {
-        split: {(item.head, item.relations) for item in members}
-        for split, members in split_compositions(world).items()
-    }
-    assert all(keys.values())
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        assert not keys[one] & keys[other]
-    for problem in problems:
-        head, *relations = _composition(problem)
-        assert (head, tuple(relations)) in keys[problem.uid.split("-")[1]]
-
-
-def test_training_never_touches_a_held_out_fact_and_half_the_others_do(
-    world: World, problems: list[Problem]
-) -> None:
-    assert len(world.held_out) / len(world.facts) == pytest.approx(0.2, abs=0.02)
-    touching = dict.fromkeys(SPLITS, 0)
-    for problem in problems:
-        touching[problem.uid.split("-")[1]] += bool(_facts(problem) & world.held_out)
-    assert touching["train"] == 0
-    assert touching["validation"] / 300 == pytest.approx(0.5, abs=0.12)
-    assert touching["test"] / 300 == pytest.approx(0.5, abs=0.12)
-
-
-def test_a_world_without_held_out_facts_still_has_new_compositions() -> None:
-    world = World(Settings.of(_config(held_out_share=0.0)))
-    generator = Generator(world)
-    seen = {_composition(generator.problem("train", index)) for index in range(300)}
-    assert not seen & {_composition(generator.problem("test", index)) for index in range(100)}
-
-
 # --- worked solutions ----------------------------------------------------------------------
 
 
@@ -277,6 +166,15 @@ def test_next_step_stops_at_a_belief_of_a_wrong_type(task: WorldTask) -> None:
     other = next(k for k in TYPES if k != kind)
     assert task.next_step(problem, last, task.world.entities[other][0]) is None
     assert task.next_step(problem, last, "gibberish") is None
+
+
+def test_a_second_local_hop_is_told_of_the_true_entity_only(task: WorldTask) -> None:
+    problem = next(p for p in task.problems("train") if sum(s.is_local for s in p.steps) == 2)
+    true = problem.steps[0].answer
+    assert task.next_step(problem, 1, f" {true.upper()} ") == problem.steps[1]
+    assert task.next_step(problem, 1, problem.steps[1].answer) is None
+    other = next(name for name in task.world.entities["person"] if name != true)
+    assert task.next_step(problem, 1, other) is None
 
 
 def test_chain_requests_resolve_to_the_rest_of_the_solution(task: WorldTask) -> None:
@@ -312,116 +210,6 @@ def test_chain_request_is_nested_and_canonical(task: WorldTask) -> None:
     by_name = dataclasses.replace(problem, steps=problem.steps[1:])
     assert task.chain_request(by_name, 0, "") == "mayor of headquarters of a b"
     assert task.chain_request(by_name, 0, "k l") == "mayor of headquarters of k l"
-
-
-# --- reading -------------------------------------------------------------------------------
-
-
-def test_every_question_with_its_notes_reads_as_its_solution(
-    world: World, problems: list[Problem]
-) -> None:
-    knowledge = WorldKnowledge(world)
-    for problem in problems:
-        for text in (
-            f"{problem.notes} {problem.question}",
-            f"{problem.question} {problem.notes}",
-            f"{problem.question} {problem.notes}".upper(),
-        ):
-            resolution = knowledge.resolve(text)
-            assert resolution is not None, text
-            assert resolution.steps == _world_steps(problem), text
-
-
-def test_a_question_without_its_notes_names_what_is_missing(
-    world: World, problems: list[Problem]
-) -> None:
-    knowledge = WorldKnowledge(world)
-    for problem in problems:
-        resolution = knowledge.resolve(problem.question)
-        assert resolution is not None
-        if problem.steps[0].is_local:
-            assert (resolution.steps, resolution.missing) == ((), problem.steps[0].query)
-            told = " ; ".join(step.statement for step in problem.steps if step.is_local)
-            again = knowledge.resolve(f"{problem.question} ; {told}")
-            assert again is not None
-            assert again.steps == _world_steps(problem)
-        else:
-            assert resolution.steps == problem.steps
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "mayor of headquarters of {org}",
-        "the mayor of {org} 's headquarters",
-        "{org} 's headquarters 's mayor ?",
-        "{org}'s main office's city chief?",
-        "Please tell me who the Mayor of the Main Office of {ORG} is, thanks.",
-        "my name is zed zed . mayor of headquarters of {org}",
-        "mayor of headquarters of {org} . i have asthma .",
-        "my clinic = {org} ; mayor of headquarters of my clinic",
-        "mayor of headquarters of my clinic ; my clinic = {org}",
-        "mayor of my clinic 's headquarters . {org} is my clinic",
-        "{org} is my favourite clinic . mayor of headquarters of my own clinic",
-        "mayor of headquarters of my boss ; my boss is the {org}",
-        "my friend is {person} . {org} is the hospital of {person} . "
-        "mayor of headquarters of hospital of my friend",
-        "hospital of my friend = {org} ; mayor of headquarters of hospital of my friend ; "
-        "my friend = {person}",
-        "founder of {org} = {person} . mayor of headquarters of {org}",
-    ],
-)
-def test_a_request_in_many_forms(world: World, text: str) -> None:
-    org, person = world.entities["organisation"][3], world.entities["person"][5]
-    city = world.facts["headquarters", org]
-    resolution = WorldKnowledge(world).resolve(text.format(org=org, ORG=org.title(), person=person))
-    assert resolution is not None
-    assert resolution.missing is None
-    assert [(step.query, step.answer) for step in resolution.steps] == [
-        (f"headquarters of {org}", city),
-        (f"mayor of {city}", world.facts["mayor", city]),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "missing"),
-    [
-        ("mayor of headquarters of my clinic", "my clinic"),
-        ("my film 's director", "my film"),
-        ("mayor of home of my friend", "my friend"),
-        ("mayor of home of my friend ; my friend = {person}", "home of {person}"),
-        ("mayor of home of {person}", "home of {person}"),
-        ("my clinic = rubbish ; headquarters of my clinic", "my clinic"),
-        ("my doctor", "my doctor"),
-    ],
-)
-def test_a_request_that_leaves_a_reference_open(world: World, text: str, missing: str) -> None:
-    person = world.entities["person"][5]
-    resolution = WorldKnowledge(world).resolve(text.format(person=person))
-    assert resolution is not None
-    assert (resolution.steps, resolution.missing) == ((), missing.format(person=person))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", " ", "hello there", "my", "mayor of", "of of of", "'s 's", "= ; = ;", "mayor"),
-        *("{person}", "mayor of {person}", "capital of zed zed", "my name is zed zed ."),
-        *("my clinic is {org} .", "\x00\ud800\ufffd", "<|im_end|> [ask_fact]"),
-    ],
-)
-def test_what_asks_for_nothing_is_not_understood(world: World, text: str) -> None:
-    filled = text.format(person=world.entities["person"][5], org=world.entities["organisation"][3])
-    assert WorldKnowledge(world).resolve(filled) is None
-
-
-@pytest.mark.parametrize("piece", ["mayor of ", "my ", "the ", "my clinic 's mayor ", "= is "])
-def test_a_megabyte_of_anything_is_read_in_bounded_depth(world: World, piece: str) -> None:
-    org = world.entities["organisation"][3]
-    text = f"{piece * (200_000 // len(piece))} . headquarters of {org}"
-    resolution = WorldKnowledge(world).resolve(text)
-    assert resolution is not None
-    assert [step.query for step in resolution.steps][:1] == [f"headquarters of {org}"]
 
 
 def test_wrong_answers_are_wrong_and_of_the_right_type(task: WorldTask) -> None:
@@ -463,8 +251,10 @@ def test_prepared_data_is_read_again_and_settings_do_not_collide(
     assert make_task(config, str(tmp_path)).problems("train")[0] == other[0]
 
 
-def test_a_record_keeps_every_value_of_units_and_steps() -> None:
-    problem = Problem(
+def test_a_record_keeps_every_value_of_units_and_steps(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Problem(
         uid="ä",
         question='quote " and \\ and \n',
         answers=("one", "zwei ü"),
@@ -472,21 +262,14 @@ def test_a_record_keeps_every_value_of_units_and_steps() -> None:
         units=(PrivateUnit("3 may 1984", "birth date", 0.1),),
         steps=(
             Step("q", "a", True, None),
-            Step("q2", "a2", False, False),
-            Step("", "b", False, True),
+            Step("r", "b", False, False),
+            Step("", "c", False, True),
         ),
     )
-    assert from_record(_as_read(problem)) == problem
     bare = Problem("u", "q", ("a",))
-    assert from_record(_as_read(bare)) == bare
-
-
-def _as_read(problem: Problem) -> dict[str, Any]:
-    """A record after TFDS's own encoding, texts as bytes."""
-    example = features().encode_example(to_record(problem))
-    return {
-        key: value.encode() if isinstance(value, str) else value for key, value in example.items()
-    }
+    monkeypatch.setattr(Generator, "problem", lambda self, split, index: (odd, bare)[index % 2])
+    stored = world_dataset_builder.prepared(Settings.of(_config(train=2)), str(tmp_path))
+    assert list(stored["train"]) == [odd, bare]
 
 
 # --- texts for a tokenizer -----------------------------------------------------------------
@@ -495,7 +278,9 @@ def _as_read(problem: Problem) -> dict[str, Any]:
 def test_the_corpus_makes_every_word_of_a_name_one_piece(task: WorldTask) -> None:
     config = default_config()
     tokenizer = PieceTokenizer.from_config(config, corpus=task.corpus)
-    assert {len(tokenizer.encode(word)) for word in task.world.words} == {1}
+    stated = {f"{relation} of {name} = {to}" for (relation, name), to in task.world.facts.items()}
+    assert stated <= set(task.corpus())
+    assert {len(tokenizer.encode(word)) for word in _words(task.world)} == {1}
     for problem in task.problems("test"):
         assert len(tokenizer.encode(problem.notes)) <= 70
         assert all(len(tokenizer.encode(step.statement)) <= 10 for step in problem.steps)
@@ -515,6 +300,7 @@ def test_the_corpus_makes_every_word_of_a_name_one_piece(task: WorldTask) -> Non
         ({"max_local_hops": 0}, "leak_needed_share=0.2 needs max_local_hops >= 1"),
         ({"stale_relations": ("major",)}, "did you mean mayor"),
         ({"held_out_share": 0.9}, "held_out_share=0.9 must be in"),
+        ({"train": 0}, r"task\.train=0 must be at least 1; try 1"),
     ],
 )
 def test_bad_settings_name_key_value_and_rule(world: dict[str, Any], message: str) -> None:
@@ -522,12 +308,11 @@ def test_bad_settings_name_key_value_and_rule(world: dict[str, Any], message: st
         Settings.of(_config(**world))
 
 
-def test_a_world_that_is_too_small_for_its_settings_says_what_to_raise() -> None:
-    world = World(Settings.of(_config(held_out_share=0.8, cities=3, people=6, max_world_hops=1)))
-    generator = Generator(world)
+def test_a_split_without_a_fitting_composition_says_what_to_raise() -> None:
+    generator = Generator(World(Settings.of(_config())))
+    generator._pools.clear()
     with pytest.raises(ValueError, match=r"raise task\.world\.people"):
-        for index in range(2000):
-            generator.problem("validation", index)
+        generator.problem("train", 0)
 
 
 def test_the_smallest_and_a_large_world_can_be_asked_about() -> None:
@@ -536,7 +321,8 @@ def test_the_smallest_and_a_large_world_can_be_asked_about() -> None:
     for counts in (smallest, large):
         world = World(Settings.of(_config(**counts)))
         assert len(world.type_of) == sum(world.settings.count(kind) for kind in TYPES)
-        assert Generator(world).problem("train", 0).steps
+        generator = Generator(world)
+        assert all(generator.problem(split, at).steps for split in SPLITS for at in range(20))
 
 
 def test_tasks_by_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

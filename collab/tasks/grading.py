@@ -80,10 +80,10 @@ def last_number(text: str) -> Fraction | None:
 
 def as_number(text: str) -> Fraction | None:
     """The value of a text that is nothing but a number (after normalisation), else None."""
-    matches = list(_NUMBER.finditer(unicodedata.normalize("NFKC", text)))
-    if len(matches) != 1:  # "1, 2" and "10:30" are no numbers
+    match = _NUMBER.search(unicodedata.normalize("NFKC", text))
+    if match is None:
         return None
-    value = _value(matches[0])
+    value = _value(match)
     return value if normalise(text) == canonical_number(value) else None
 
 

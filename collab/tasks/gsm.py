@@ -34,7 +34,6 @@ SPLITS = ("train", "validation", "test")
 
 _SEEDS_PER_SPLIT = 10_000_000  # reasoning-gym makes question i from seed + i
 _ROUND = 2048  # questions made at a time
-_MAX_ROUNDS = 100  # templates run out of new questions long after this many
 _SUFFIX = "Give the result as your final answer. Do not include units."
 _ANNOTATION = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
 _FINAL = re.compile(r"^####\s*(.+?)\s*$", re.MULTILINE)
@@ -93,21 +92,24 @@ def _generate(seed: int, split: int, count: int) -> list[Problem]:
         ) from error
     first_seed = (seed * len(SPLITS) + split) * _SEEDS_PER_SPLIT
     found: dict[str, Problem] = {}
-    for round_ in range(_MAX_ROUNDS):
-        size = (round_ + 1) * _ROUND
+    size = 0
+    while len(found) < count:
+        start, size, before = size, size + _ROUND, len(found)
         source = reasoning_gym.create_dataset("gsm_symbolic", seed=first_seed, size=size)
-        for index in range(round_ * _ROUND, size):
-            if len(found) == count:
-                return list(found.values())
+        for index in range(start, size):
             item = source[index]
             question = item["question"].removesuffix(_SUFFIX).strip()
             if _hash(question) % len(SPLITS) == split and question not in found:
                 solution = item["metadata"]["answer_cot"]
                 found[question] = _problem(question, solution, Fraction(item["answer"]))
-    raise ValueError(
-        f"task.{SPLITS[split]}={count} is more than gsm_symbolic can make ({len(found)}); "
-        "ask for fewer questions"
-    )
+            if len(found) == count:
+                break
+        if len(found) == before:
+            raise ValueError(
+                f"task.{SPLITS[split]}={count} is more than gsm_symbolic can make ({before}); "
+                "ask for fewer questions"
+            )
+    return list(found.values())
 
 
 # --- published ---------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,19 +46,13 @@ class World:
         self._name(rng)
         self.type_of = {name: kind for kind in TYPES for name in self.entities[kind]}
         self.facts: dict[Fact, str] = {
-            (relation.name, subject): self._other(relation.target, rng, (subject,))
+            (relation.name, subject): self.guess(relation.target, rng)
             for relation in WORLD_RELATIONS
             for subject in self.entities[relation.source]
         }
         self.held_out = self._held_out(rng)
         self.memory, self._stale = self._remember(rng)
         self._drilled = [fact for fact, kind in self.memory.items() if kind is not Recall.UNKNOWN]
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """Every word that occurs in a name."""
-        names = [*self.type_of, *self.strangers]
-        return tuple(sorted({word for name in names for word in name.split()}))
 
     def guess(self, kind: str, rng: np.random.Generator) -> str:
         """Any entity of a type."""
@@ -107,9 +100,9 @@ class World:
             if kind == PERSON:
                 self.strangers = tuple(names[count:])
 
-    def _other(self, kind: str, rng: np.random.Generator, besides: Sequence[str]) -> str:
-        """An entity of a type that is none of `besides`."""
-        while (name := self.guess(kind, rng)) in besides:
+    def _other(self, kind: str, rng: np.random.Generator, besides: str) -> str:
+        """An entity of a type that is not `besides`."""
+        while (name := self.guess(kind, rng)) == besides:
             pass
         return name
 
@@ -132,7 +125,7 @@ class World:
             if relation.name in self.settings.stale_relations:
                 memory |= dict.fromkeys(facts, Recall.STALE)
                 for fact in facts:
-                    stale[fact] = self._other(relation.target, rng, (fact[1], self.facts[fact]))
+                    stale[fact] = self._other(relation.target, rng, self.facts[fact])
                 continue
             known = round(self.settings.known_share * len(facts))
             faint = round((self.settings.known_share + self.settings.faint_share) * len(facts))

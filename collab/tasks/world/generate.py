@@ -93,8 +93,8 @@ class Generator:
     def _drawn(self, split: str, rng: np.random.Generator) -> tuple[Shape, Composition]:
         """A shape and a composition for it."""
         is_leak_needed = rng.random() < self._world.settings.leak_needed_share
-        is_held_out = split != "train" and rng.random() < _HELD_OUT_QUESTIONS
         for _ in range(_ATTEMPTS):
+            is_held_out = split != "train" and rng.random() < _HELD_OUT_QUESTIONS
             shape = self._shape(is_leak_needed, rng)
             kind = None if shape.reference is None else REFERENCES[shape.reference]
             if shape.local is not None:
@@ -102,7 +102,6 @@ class Generator:
             pool = self._pools[split, kind, shape.world_hops, is_held_out]
             if pool:
                 return shape, pool[int(rng.integers(len(pool)))]
-            is_held_out = is_held_out and rng.random() < 0.9  # there may be none at all
         raise ValueError(
             f"task.world has too few compositions for split {split!r}; raise task.world.people, "
             "cities or max_world_hops, or lower task.world.held_out_share"

@@ -33,7 +33,6 @@ _NOTES = {  # two wordings of each line
     "film": ("my film is {}", "{} is my film"),
     "home": ("my home is {}", "i live in {}"),
 }
-_WORD_LINES = 6  # lines of four a word; enough for every word to become one of 768 pieces (tested)
 _OPENERS = ("what is {} ?", "which is {} ?", "tell me {} .", "i need {} .")
 
 
@@ -99,14 +98,12 @@ def date_text(year: int, month: int, day: int) -> str:
 
 def corpus(
     *,
-    words: Iterable[str],
     people: Sequence[str],
     statements: Iterable[str],
     problems: Sequence[Problem],
 ) -> list[str]:
-    """Texts that cover the wording. Words of names come first and often: one piece each."""
-    texts = [f"{word} {word} {word} {word}" for word in words for _ in range(_WORD_LINES)]
-    texts += [f"which {reference}" for reference in REFERENCES]
+    """Texts that cover the wording; 768 pieces hold every word of a name whole (tested)."""
+    texts = [f"which {reference}" for reference in REFERENCES]
     texts += [
         f"which {relation.name} of {person}"
         for relation in RELATIONS.values()

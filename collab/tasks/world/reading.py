@@ -118,8 +118,7 @@ class WorldKnowledge:
             if item.is_entity and tokens[max(item.start - 2, 0) : item.start] == ["live", "in"]:
                 told["my", "home"] = item.chain.anchor
         for left, right in itertools.pairwise(found):
-            between = [word for word in tokens[left.end : right.start] if word not in _ARTICLES]
-            if between not in ([EQUALS], ["is"]):
+            if tokens[left.end : right.start] not in ([EQUALS], ["is"]):
                 continue
             if not left.is_entity:
                 stated.append(left)

@@ -1,6 +1,6 @@
 """Problems as TFDS records and back, and a split of records as a sequence of problems.
 
-A unit or step is one JSON line: nested TFDS features cost four times as much to write and to read.
+A unit or step is one JSON line: nested TFDS features took twice as long to read (0.4 ms a record).
 """
 
 from __future__ import annotations

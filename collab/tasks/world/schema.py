@@ -106,6 +106,8 @@ class Settings:
         """Raises: ValueError for the first rule that is broken."""
         for kind, key in _COUNT_KEYS.items():
             _demand(key, getattr(self, key), least=_FEWEST[kind])
+        for split in ("train", "validation", "test"):
+            _demand(split, getattr(self, split), least=1, prefix="task")
         _demand("max_local_hops", self.max_local_hops, least=0, most=_MOST_LOCAL_HOPS)
         _demand("max_world_hops", self.max_world_hops, least=1, most=4)
         for key in ("known_share", "faint_share", "leak_needed_share"):
@@ -141,8 +143,15 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _demand(key: str, value: float, *, least: float, most: float | None = None) -> None:
+def _demand(
+    key: str,
+    value: float,
+    *,
+    least: float,
+    most: float | None = None,
+    prefix: str = "task.world",
+) -> None:
     if value < least or (most is not None and value > most):
         rule = f"at least {least}" if most is None else f"in [{least}, {most}]"
         nearest = least if value < least else most
-        raise ValueError(f"task.world.{key}={value} must be {rule}; try {nearest}")
+        raise ValueError(f"{prefix}.{key}={value} must be {rule}; try {nearest}")

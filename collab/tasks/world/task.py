@@ -41,7 +41,6 @@ class WorldTask:
             for (relation, subject), value in self.world.facts.items()
         ]
         return language.corpus(
-            words=self.world.words,
             people=self.world.entities[PERSON],
             statements=statements,
             problems=self.problems("train")[:_CORPUS_PROBLEMS],
@@ -66,10 +65,10 @@ class WorldTask:
         return self.world.step(found[0], believed)
 
     def chain_request(self, problem: Problem, index: int, belief: str) -> str:
-        """`belief` may be "" at step 0: then the chain starts as the problem's first step does."""
+        """`belief` may be "": then the chain starts as the problem's own step does."""
         found = [language.relation_of(step.query) for step in problem.steps[index:]]
         relations = [pair[0] for pair in found if pair is not None]
-        if index > 0 or (found and found[0] is not None and belief):
+        if belief:
             return language.nested(relations, _canonical(belief))
         first = found[0]
         return language.nested(relations, first[1] if first else problem.steps[0].query)

@@ -1,0 +1,141 @@
+"""Generated problems of the world task: steps, notes, private units, and splits apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from collab.config import default_config
+from collab.privacy.detector import Detector
+from collab.tasks.world.entities import World
+from collab.tasks.world.generate import SPLITS, Generator, split_compositions
+from collab.tasks.world.schema import Settings
+from collab.types import Problem, Step
+
+
+def _settings(**world: Any) -> Settings:
+    config = default_config()
+    config.task.world.update(world)
+    return Settings.of(config)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(_settings())
+
+
+@pytest.fixture(scope="module")
+def problems(world: World) -> list[Problem]:
+    generator = Generator(world)
+    return [generator.problem(split, index) for split in SPLITS for index in range(300)]
+
+
+def _world_steps(problem: Problem) -> tuple[Step, ...]:
+    return tuple(step for step in problem.steps if not step.is_local)
+
+
+def _facts(problem: Problem) -> set[tuple[str, ...]]:
+    return {tuple(step.query.split(" of ", 1)) for step in _world_steps(problem)}
+
+
+def _composition(problem: Problem) -> tuple[str, ...]:
+    """Head entity and path of the world part, read off the steps."""
+    steps = [step.query.split(" of ", 1) for step in _world_steps(problem)]
+    return (steps[0][1], *(relation for relation, _ in steps))
+
+
+# --- problems ------------------------------------------------------------------------------
+
+
+def test_steps_follow_from_each_other_and_end_in_the_answer(
+    world: World, problems: list[Problem]
+) -> None:
+    for problem in problems:
+        for step, following in zip(problem.steps, problem.steps[1:], strict=False):
+            assert following.query.endswith(f" of {step.answer}")
+        for step in _world_steps(problem):
+            relation, subject = step.query.split(" of ", 1)
+            assert world.facts[relation, subject] == step.answer
+        assert problem.answers == (problem.steps[-1].answer,)
+
+
+def test_notes_are_short_and_tell_every_unit_and_every_local_step(problems: list[Problem]) -> None:
+    for problem in problems:
+        assert len(problem.notes.split()) <= 55
+        assert Detector(problem.units).leaked([problem.notes]).all()
+        assert all(step.answer in problem.notes for step in problem.steps if step.is_local)
+
+
+def test_units_have_the_stated_kinds_and_weights(problems: list[Problem]) -> None:
+    weights = {unit.kind: unit.sensitivity for unit in problems[0].units}
+    assert weights == {
+        "name": 1.0,
+        "birth date": 1.0,
+        "condition": 2.0,
+        "doctor": 1.0,
+        "friend": 0.5,
+    }
+
+
+def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowhere_else(
+    problems: list[Problem],
+) -> None:
+    needed = 0
+    for problem in problems:
+        leaked = Detector(problem.units).leaked_by_request(
+            [step.query for step in _world_steps(problem)]
+        )
+        needed += bool(leaked[0])
+        assert len(leaked[0]) <= 1
+        assert not any(leaked[1:])
+    assert needed / len(problems) == pytest.approx(0.2, abs=0.05)
+
+
+def test_every_number_of_hops_occurs(problems: list[Problem]) -> None:
+    hops = {(len(p.steps) - len(_world_steps(p)), len(_world_steps(p))) for p in problems}
+    assert hops == {(local, far) for local in range(3) for far in range(1, 4)}
+
+
+def test_hop_limits_of_the_config_are_kept() -> None:
+    settings = _settings(max_local_hops=1, max_world_hops=2)
+    generator = Generator(World(settings))
+    made = [generator.problem("train", index) for index in range(100)]
+    assert {len(_world_steps(p)) for p in made} == {1, 2}
+    assert {len(p.steps) - len(_world_steps(p)) for p in made} == {0, 1}
+
+
+# --- splits --------------------------------------------------------------------------------
+
+
+def test_no_composition_stands_in_two_splits(world: World, problems: list[Problem]) -> None:
+    keys = {
+        split: {(item.head, item.relations) for item in members}
+        for split, members in split_compositions(world).items()
+    }
+    assert all(keys.values())
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert not keys[one] & keys[other]
+    assert not any(item.is_held_out for item in split_compositions(world)["train"])
+    for problem in problems:
+        head, *relations = _composition(problem)
+        assert (head, tuple(relations)) in keys[problem.uid.split("-")[1]]
+
+
+def test_training_never_touches_a_held_out_fact_and_half_the_others_do(
+    world: World, problems: list[Problem]
+) -> None:
+    assert len(world.held_out) / len(world.facts) == pytest.approx(0.2, abs=0.02)
+    touching = dict.fromkeys(SPLITS, 0)
+    for problem in problems:
+        touching[problem.uid.split("-")[1]] += bool(_facts(problem) & world.held_out)
+    assert touching["train"] == 0
+    assert touching["validation"] / 300 == pytest.approx(0.5, abs=0.12)
+    assert touching["test"] / 300 == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_world_without_held_out_facts_still_has_new_compositions() -> None:
+    world = World(_settings(held_out_share=0.0))
+    generator = Generator(world)
+    seen = {_composition(generator.problem("train", index)) for index in range(300)}
+    assert not seen & {_composition(generator.problem("test", index)) for index in range(100)}
