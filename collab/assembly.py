@@ -43,9 +43,7 @@ class Assembly:
 
     def teacher(self) -> Callable[[HelpRequest], Feedback]:
         """Who answers in synthesised traces: the scripted expert, whatever helper is in use."""
-        backend = make_backend(
-            "scripted", self.config.llm, knowledge=self.task.knowledge, seed=0
-        )
+        backend = make_backend("scripted", self.config.llm, knowledge=self.task.knowledge, seed=0)
         client = Client(backend, self.config.llm, self.config.requests)
         return lambda request: client.submit(request).result()
 
@@ -63,7 +61,7 @@ class Assembly:
         )
         params = make(config.seed)
         if config.model.weights:
-            trunk, _ = weights.load_model(config.model, vocabulary=self.tokenizer.size)
+            trunk = weights.load(config.model.weights, policy.config)
             params = {**params, "lm": jax.device_put(trunk, layout["lm"])}
         return params
 

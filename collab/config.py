@@ -117,7 +117,8 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "cold_start": {
                 "steps": 500,
-                "batch": 64,  # rows, a quarter of them single facts
+                "batch": 48,  # rows
+                "drill_share": 0.08,  # of rows that list remembered facts
                 "learning_rate": 4e-3,
                 "warmup": 50,
                 "decision_weight": 0.2,
@@ -272,7 +273,7 @@ NOT_NEGATIVE = (
 SHARES = (
     "task.world.known_share", "task.world.faint_share", "task.world.held_out_share",
     "task.world.leak_needed_share", "cold_start.ask_share", "cold_start.solve_share",
-    "cold_start.overshare", "cold_start.vague", "llm.scripted.knowledge_share",
+    "cold_start.overshare", "cold_start.vague", "cold_start.drill_share", "llm.scripted.knowledge_share",
     "llm.scripted.error_rate",
 )  # fmt: skip
 ONE_OF = {
@@ -315,9 +316,7 @@ def _check_rollout(config: Any) -> None:
 
 def _check_learning(config: Any) -> None:
     rl, parts = config.rl, config.mesh.data * config.mesh.fsdp
-    _require(
-        rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared"
-    )
+    _require(rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared")
     rows = rl.problems * rl.samples
     _require(
         rows % parts == 0,

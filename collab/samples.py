@@ -29,9 +29,7 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
         lines.append(f"notes     {shown(problem.notes)}")
     for segment in episode.segments:
         cut = " [cut]" if segment.is_cut else ""
-        lines.append(
-            f"{segment.action:<9} {segment.probability:4.2f}  {shown(segment.text)}{cut}"
-        )
+        lines.append(f"{segment.action:<9} {segment.probability:4.2f}  {shown(segment.text)}{cut}")
         if segment.feedback is not None:
             reply = segment.feedback
             why = f" ({reply.failure})" if reply.failure else ""

@@ -24,7 +24,7 @@ from collab.metrics import MetricWriter
 from collab.progress import progress
 from collab.rewards import score
 from collab.rl import load_objective
-from collab.rl.batch import Batch, bucket_length, collate
+from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
 from collab.rl.imitation import decision_hidden, fit_head, label_decisions, pad_labels
 from collab.rl.traces import Synthesiser
@@ -226,9 +226,7 @@ class Trainer:
         rows = -(-len(episodes) // self.config.rollout.rows) * self.config.rollout.rows
         batch = self._collate([episode.trace for episode in episodes], rows=rows)
         target_BKA, labelled_BK = pad_labels(labels, rows, batch.action_BK.shape[1])
-        batch, target, labelled = sharding.put_rows(
-            (batch, target_BKA, labelled_BK), self.a.mesh
-        )
+        batch, target, labelled = sharding.put_rows((batch, target_BKA, labelled_BK), self.a.mesh)
         params = self.state.params
         metrics: dict[str, float] = {}
         if labelled_BK.any() and settings.label_steps:
@@ -243,7 +241,8 @@ class Trainer:
 
     def _label_episodes(self) -> list[Episode]:
         """Rollouts of some training problems that ask at random, or never where steps can't be
-        judged one by one."""
+        judged one by one.
+        """
         settings, rng = self.config.cold_start, self._rng(LABELS, 0)
         picked = rng.choice(
             len(self.problems), min(settings.label_problems, len(self.problems)), replace=False
@@ -274,9 +273,7 @@ class Trainer:
         config, engine = self.config, self.a.engine
         iteration = self.step - self.cold_steps - 1
         jobs = self._jobs(iteration)
-        episodes = engine.run(
-            self.state.params, jobs, temperature=config.rollout.temperature
-        )
+        episodes = engine.run(self.state.params, jobs, temperature=config.rollout.temperature)
         terms = [score(episode, config.reward) for episode in episodes]
         batch = self._collate([episode.trace for episode in episodes], rows=len(jobs))
         metrics = assign(
@@ -334,7 +331,7 @@ class Trainer:
         return collate(
             traces,
             rows=rows,
-            length=bucket_length(traces, limits.capacity),
+            capacity=limits.capacity,
             decisions=limits.max_segments,
             actions=limits.actions,
             features=len(FEATURES),
@@ -353,9 +350,7 @@ class Trainer:
         arrays = {name: np.asarray(value) for name, value in vars(batch).items()}
         np.savez_compressed(path, **arrays)
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self.state.params))
-        names = [
-            jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()
-        ]
+        names = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
         raise FloatingPointError(
             f"{' and '.join(bad)} not finite at step {self.step}; parameters affected: "
             f"{', '.join(names[:5]) or 'none yet'}; the batch is in {path}; lower rl.learning_rate"

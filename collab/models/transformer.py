@@ -120,15 +120,17 @@ def attend(
     batch, length, heads, channels = query_BSHC.shape
     kv_heads, capacity = key_BMTC.shape[1:3]
     groups = heads // kv_heads
-    # The heads that share a key are rows of one matmul: XLA's CPU runs it 3x as fast (measured).
-    query = query_BSHC.reshape(batch, length, kv_heads, groups, channels).transpose(0, 2, 3, 1, 4)
-    query_BMRC = query.reshape(batch, kv_heads, groups * length, channels)
-    score = _einsum_f32("bmrc,bmtc->bmrt", query_BMRC, key_BMTC) * channels**-0.5
-    score = score.reshape(batch, kv_heads, groups, length, capacity)
-    score = jnp.where(visible_BST[:, None, None], score, -1e30)
-    weight = jax.nn.softmax(score, axis=-1).astype(value_BMTC.dtype)
-    weight_BMRT = weight.reshape(batch, kv_heads, groups * length, capacity)
-    out = _einsum_f32("bmrt,bmtc->bmrc", weight_BMRT, value_BMTC)
+    # Heads that share a key are rows of one matmul, and the division comes after the values: both
+    # for XLA's CPU, where the textbook order takes 5x as long forward (measured).
+    query = (query_BSHC * channels**-0.5).reshape(batch, length, kv_heads, groups, channels)
+    query_BMRC = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, channels)
+    hidden_BST = jnp.where(visible_BST, 0.0, -1e30)
+    score_BMRT = _einsum_f32("bmrc,bmtc->bmrt", query_BMRC, key_BMTC)
+    score_BMRT = score_BMRT + jnp.tile(hidden_BST, (1, groups, 1))[:, None]
+    highest = jax.lax.stop_gradient(score_BMRT.max(axis=-1, keepdims=True))
+    weight_BMRT = jnp.exp(score_BMRT - highest)
+    total = weight_BMRT.sum(axis=-1, keepdims=True)
+    out = _einsum_f32("bmrt,bmtc->bmrc", weight_BMRT.astype(value_BMTC.dtype), value_BMTC) / total
     out = out.reshape(batch, kv_heads, groups, length, channels).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, channels).astype(query_BSHC.dtype)
 
@@ -299,6 +301,4 @@ def empty_cache(config: TransformerConfig, *, rows: int, capacity: int) -> Cache
     """A zeroed cache: per layer two arrays [rows, kv_heads, capacity, head_channels]."""
     shape = (rows, config.kv_heads, capacity, config.head_channels)
     dtype = jnp.dtype(config.dtype)
-    return tuple(
-        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers)
-    )
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers))

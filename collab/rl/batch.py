@@ -1,4 +1,8 @@
-"""Episodes as arrays: what the update reads. B episodes, S tokens, K decisions, A actions."""
+"""Episodes as arrays: what the update reads.
+
+B episodes, S tokens of the context, N tokens that the policy wrote, K decisions, A actions. Only
+the written tokens need logits, and they are a fifth of a context.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from collab.types import Trace
 
-LENGTH_BUCKET = 64  # S is a multiple of this, so that few programs are compiled
+LENGTH_BUCKET = 32  # S and N are multiples of this, so that few programs are compiled
 
 
 @jax.tree_util.register_dataclass
@@ -18,14 +22,16 @@ LENGTH_BUCKET = 64  # S is a multiple of this, so that few programs are compiled
 class Batch:
     """Right-padded episodes. Host: numpy; on the device: arrays with the rows sharded.
 
-    policy_BS: bool, tokens that the policy wrote and is trained on. choice_BK: bool, decisions with
-    more than one legal action. Advantages are zero where there is nothing to learn.
+    written_at_BN: i32, positions of the tokens that the policy wrote (at least 1), padded with 1;
+    written_BN: bool, which of them are real. choice_BK: bool, decisions with more than one legal
+    action. Advantages are zero where there is nothing to learn.
     """
 
     tokens_BS: jax.Array
-    policy_BS: jax.Array
-    sampler_logp_BS: jax.Array
-    advantage_BS: jax.Array
+    written_at_BN: jax.Array
+    written_BN: jax.Array
+    sampler_logp_BN: jax.Array
+    advantage_BN: jax.Array
     decided_at_BK: jax.Array
     action_BK: jax.Array
     sampler_action_logp_BK: jax.Array
@@ -35,47 +41,60 @@ class Batch:
     decision_advantage_BK: jax.Array
 
 
-def bucket_length(traces: Sequence[Trace], capacity: int) -> int:
-    """S for these traces: their longest, rounded up to the bucket, at most the capacity."""
-    longest = max((len(trace.tokens_S) for trace in traces), default=1)
-    return min(-(-max(longest, 1) // LENGTH_BUCKET) * LENGTH_BUCKET, capacity)
+def bucket(count: int, limit: int) -> int:
+    """`count` rounded up to the bucket, at most `limit`."""
+    return min(-(-max(count, 1) // LENGTH_BUCKET) * LENGTH_BUCKET, limit)
 
 
 def collate(
-    traces: Sequence[Trace], *, rows: int, length: int, decisions: int, actions: int, features: int
+    traces: Sequence[Trace],
+    *,
+    rows: int,
+    capacity: int,
+    decisions: int,
+    actions: int,
+    features: int,
 ) -> Batch:
-    """Pad traces to `rows` x `length` with zero advantages; unused rows hold nothing to learn.
+    """Pad traces to `rows` with zero advantages; unused rows hold nothing to learn.
 
-    Raises: ValueError if a trace is longer than `length` or there are more traces than rows.
+    Raises: ValueError if a trace is longer than `capacity` or there are more traces than rows.
     """
     if len(traces) > rows:
         raise ValueError(f"{len(traces)} traces do not fit {rows} rows")
+    longest = max((len(trace.tokens_S) for trace in traces), default=1)
+    most_decisions = max((len(trace.action_K) for trace in traces), default=0)
+    if longest > capacity or most_decisions > decisions:
+        raise ValueError(
+            f"a trace of {longest} tokens or {most_decisions} decisions does not fit "
+            f"{capacity} and {decisions}"
+        )
+    most_written = max((int(trace.sampled_S.sum()) for trace in traces), default=1)
+    S, N, K = bucket(longest, capacity), bucket(most_written, capacity), decisions
     batch = Batch(
-        tokens_BS=np.zeros((rows, length), np.int32),
-        policy_BS=np.zeros((rows, length), bool),
-        sampler_logp_BS=np.zeros((rows, length), np.float32),
-        advantage_BS=np.zeros((rows, length), np.float32),
-        decided_at_BK=np.zeros((rows, decisions), np.int32),
-        action_BK=np.zeros((rows, decisions), np.int32),
-        sampler_action_logp_BK=np.zeros((rows, decisions), np.float32),
-        legal_BKA=np.ones((rows, decisions, actions), bool),
-        features_BKF=np.zeros((rows, decisions, features), np.float32),
-        choice_BK=np.zeros((rows, decisions), bool),
-        decision_advantage_BK=np.zeros((rows, decisions), np.float32),
+        tokens_BS=np.zeros((rows, S), np.int32),
+        written_at_BN=np.ones((rows, N), np.int32),
+        written_BN=np.zeros((rows, N), bool),
+        sampler_logp_BN=np.zeros((rows, N), np.float32),
+        advantage_BN=np.zeros((rows, N), np.float32),
+        decided_at_BK=np.zeros((rows, K), np.int32),
+        action_BK=np.zeros((rows, K), np.int32),
+        sampler_action_logp_BK=np.zeros((rows, K), np.float32),
+        legal_BKA=np.ones((rows, K, actions), bool),
+        features_BKF=np.zeros((rows, K, features), np.float32),
+        choice_BK=np.zeros((rows, K), bool),
+        decision_advantage_BK=np.zeros((rows, K), np.float32),
     )
     for b, trace in enumerate(traces):
-        S, K = len(trace.tokens_S), len(trace.action_K)
-        if S > length or K > decisions:
-            raise ValueError(
-                f"a trace of {S} tokens and {K} decisions does not fit {length} and {decisions}"
-            )
-        batch.tokens_BS[b, :S] = trace.tokens_S
-        batch.policy_BS[b, :S] = trace.sampled_S
-        batch.sampler_logp_BS[b, :S] = trace.logp_S
-        batch.decided_at_BK[b, :K] = trace.decided_at_K
-        batch.action_BK[b, :K] = trace.action_K
-        batch.sampler_action_logp_BK[b, :K] = trace.action_logp_K
-        batch.legal_BKA[b, :K] = trace.legal_KA
-        batch.features_BKF[b, :K] = trace.features_KF
-        batch.choice_BK[b, :K] = trace.legal_KA.sum(-1) > 1
+        s, k = len(trace.tokens_S), len(trace.action_K)
+        written = np.flatnonzero(trace.sampled_S)
+        n = len(written)
+        batch.tokens_BS[b, :s] = trace.tokens_S
+        batch.written_at_BN[b, :n], batch.written_BN[b, :n] = written, True
+        batch.sampler_logp_BN[b, :n] = trace.logp_S[written]
+        batch.decided_at_BK[b, :k] = trace.decided_at_K
+        batch.action_BK[b, :k] = trace.action_K
+        batch.sampler_action_logp_BK[b, :k] = trace.action_logp_K
+        batch.legal_BKA[b, :k] = trace.legal_KA
+        batch.features_BKF[b, :k] = trace.features_KF
+        batch.choice_BK[b, :k] = trace.legal_KA.sum(-1) > 1
     return batch

@@ -47,7 +47,7 @@ def assign(
     for index, (episode, term) in enumerate(zip(episodes, terms, strict=True)):
         group, sample = divmod(index, samples)
         if not usable[group, sample]:
-            batch.policy_BS[index], batch.choice_BK[index] = False, False
+            batch.written_BN[index], batch.choice_BK[index] = False, False
             continue
         first = group * samples
         siblings = terms[first : first + samples]
@@ -83,14 +83,15 @@ def _assign_one(
     mean_leak: float,
 ) -> None:
     trace = episode.trace
-    length, count = len(trace.tokens_S), len(trace.action_K)
-    batch.advantage_BS[index, :length] = advantage
+    written, count = np.flatnonzero(trace.sampled_S), len(trace.action_K)
+    batch.advantage_BN[index, : len(written)] = advantage
     batch.decision_advantage_BK[index, :count] = advantage
     # An opening request was written by no decision of ours.
     asked = np.flatnonzero(trace.action_K >= REPLY_ID)
     leaks = leak_by_exchange[len(leak_by_exchange) - len(asked) :]
     for k, leak in zip(asked, leaks, strict=True):
         start = int(trace.decided_at_K[k]) + 2
-        stop = int(trace.decided_at_K[k + 1]) + 1 if k + 1 < count else length
-        batch.advantage_BS[index, start:stop] -= price * (leak - mean_leak)
+        stop = int(trace.decided_at_K[k + 1]) if k + 1 < count else len(trace.tokens_S)
+        first, last = np.searchsorted(written, (start, stop))
+        batch.advantage_BN[index, first:last] -= price * (leak - mean_leak)
         batch.decision_advantage_BK[index, k] -= price * leak

@@ -58,9 +58,7 @@ def label_decisions(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     return target_KA, is_labelled_K
 
 
-def _write_target(
-    target_A: np.ndarray, legal_A: np.ndarray, *, keep: int, is_true: bool
-) -> None:
+def _write_target(target_A: np.ndarray, legal_A: np.ndarray, *, keep: int, is_true: bool) -> None:
     requests = np.flatnonzero(legal_A)
     requests = requests[requests >= FIRST_REQUEST_ID]
     if is_true or not len(requests):

@@ -53,8 +53,11 @@ class TraceWriter:
     def prompt(self, problem: Problem) -> None:
         self._extend(self.tokenizer.prompt(problem.question, problem.notes), written=False)
 
-    def segment(self, action: int, text: str) -> None:
-        """Raises: TraceDoesNotFit if the action is not legal here or the text is too long."""
+    def segment(self, action: int, text: str, *, is_choice: bool = True) -> None:
+        """Append a decision and its text. is_choice=False: the decision is not to be imitated.
+
+        Raises: TraceDoesNotFit if the action is not legal here or the text is too long.
+        """
         legal_A = legal_actions(
             self.limits,
             length_B=np.array([len(self.tokens)]),
@@ -68,7 +71,7 @@ class TraceWriter:
             raise TraceDoesNotFit
         self.decided_at.append(len(self.tokens) - 1)
         self.actions.append(action)
-        self.legal.append(legal_A)
+        self.legal.append(legal_A if is_choice else np.arange(len(legal_A)) == action)
         self._extend([self.tokenizer.control[self.names[action]]], written=False)
         self._extend(ids, written=True)
         self.asks += action >= REPLY_ID
@@ -114,12 +117,14 @@ class Synthesiser:
     helpers: Sequence[str]
 
     def batch(self, problems: Sequence[Problem], rng: np.random.Generator) -> list[Trace]:
-        """Whole episodes, and a quarter of single facts where the task can drill them.
+        """Whole episodes, and a share of bare facts where the task can drill them.
 
         Raises: ValueError when hardly any worked solution fits the limits, with the keys to raise.
         """
-        size = self.settings["batch"]
-        batch = [self.drill(rng) for _ in range(size // 4 if hasattr(self.task, "drill") else 0)]
+        size, drills = self.settings["batch"], 0
+        if hasattr(self.task, "drill"):
+            drills = max(1, round(size * self.settings["drill_share"]))
+        batch = [self.drill(rng) for _ in range(drills)]
         tried = 0
         while len(batch) < size:
             tried += 1
@@ -135,10 +140,11 @@ class Synthesiser:
         return batch
 
     def drill(self, rng: np.random.Generator) -> Trace:
-        """A single remembered fact as a lone draft, without a prompt."""
+        """Remembered facts as drafts without a prompt, as many as an episode has segments."""
         writer = TraceWriter(self.tokenizer, self.names, self.limits)
         writer.tokens, writer.written = [self.tokenizer.control["bos"]], [False]
-        writer.segment(THINK_ID, self.task.drill(rng).statement)
+        for _ in range(self.limits.max_segments - 1):
+            writer.segment(THINK_ID, self.task.drill(rng).statement, is_choice=False)
         return writer.trace()
 
     def episode(self, problem: Problem, rng: np.random.Generator) -> Trace:

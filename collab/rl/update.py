@@ -61,19 +61,22 @@ def log_probabilities(
 ) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced log-probabilities, the same numbers as the sampler's.
 
-    Returns of each token given those before it f32 [B, S] (position 0 is 0), and of every action at
-    each decision f32 [B, K, A] under its legal mask.
+    Returns of each written token given those before it f32 [B, N], and of every action at each
+    decision f32 [B, K, A] under its legal mask.
     """
     B, S = batch.tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
     hidden_BSD, _ = policy.apply({"params": params}, batch.tokens_BS, positions_BS)
-    with jax.named_scope("token_logp"):
-        logits_BSV = policy.apply(
-            {"params": params}, hidden_BSD[:, :-1], method=Policy.token_logits
-        )
-        logp_BSV = token_logp(logits_BSV, jnp.asarray(is_barred_V), jnp.float32(temperature))
-        logp_BS = jnp.take_along_axis(logp_BSV, batch.tokens_BS[:, 1:, None], axis=-1)[..., 0]
     row_B1 = jnp.arange(B)[:, None]
+    with jax.named_scope("token_logp"):
+        logits_BNV = policy.apply(
+            {"params": params},
+            hidden_BSD[row_B1, batch.written_at_BN - 1],
+            method=Policy.token_logits,
+        )
+        logp_BNV = token_logp(logits_BNV, jnp.asarray(is_barred_V), jnp.float32(temperature))
+        written_BN1 = batch.tokens_BS[row_B1, batch.written_at_BN][..., None]
+        logp_BN = jnp.take_along_axis(logp_BNV, written_BN1, axis=-1)[..., 0]
     action_logits_BKA = policy.apply(
         {"params": params},
         hidden_BSD[row_B1, batch.decided_at_BK],
@@ -81,7 +84,8 @@ def log_probabilities(
         method=Policy.action_logits,
     )
     legal_logits_BKA = jnp.where(batch.legal_BKA, action_logits_BKA, -1e30)
-    return jnp.pad(logp_BS, ((0, 0), (1, 0))), jax.nn.log_softmax(legal_logits_BKA, axis=-1)
+    logp_BN = jnp.where(batch.written_BN, logp_BN, 0.0)
+    return logp_BN, jax.nn.log_softmax(legal_logits_BKA, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +106,9 @@ class Learner:
         """One step of cross-entropy on the batch's tokens and decisions."""
 
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logp_BS, logp_BKA = self._logp(params, batch)
+            logp_BN, logp_BKA = self._logp(params, batch)
             chosen_BK = _chosen(logp_BKA, batch.action_BK)
-            token_loss = -masked_mean(logp_BS, batch.policy_BS)
+            token_loss = -masked_mean(logp_BN, batch.written_BN)
             decision_loss = -masked_mean(chosen_BK, batch.choice_BK)
             loss = token_loss + decision_weight * decision_loss
             return loss, {"token_loss": token_loss, "decision_loss": decision_loss}
@@ -121,18 +125,17 @@ class Learner:
         weights: Mapping[str, Any],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step on a batch of rollouts. weights: `config.rl`. Returns metrics, f32 scalars."""
-        reference_BS, reference_BKA = self._logp(reference, batch)
-        reference_BS, reference_BKA = jax.lax.stop_gradient((reference_BS, reference_BKA))
+        reference_BN, reference_BKA = self._logp(reference, batch)
+        reference_BN, reference_BKA = jax.lax.stop_gradient((reference_BN, reference_BKA))
 
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logp_BS, logp_BKA = self._logp(params, batch)
-            logp_BS = jnp.where(batch.policy_BS, logp_BS, 0.0)
+            logp_BN, logp_BKA = self._logp(params, batch)
             chosen_BK = _chosen(logp_BKA, batch.action_BK)
             token_loss = masked_mean(
                 objective.loss(
-                    logp_BS, batch.sampler_logp_BS, batch.advantage_BS, weights["clip_ratio"]
+                    logp_BN, batch.sampler_logp_BN, batch.advantage_BN, weights["clip_ratio"]
                 ),
-                batch.policy_BS,
+                batch.written_BN,
             )
             decision_loss = masked_mean(
                 objective.loss(
@@ -143,8 +146,8 @@ class Learner:
                 ),
                 batch.choice_BK,
             )
-            gap_BS = jnp.where(batch.policy_BS, reference_BS - logp_BS, 0.0)
-            token_kl = masked_mean(jnp.exp(gap_BS) - gap_BS - 1.0, batch.policy_BS)
+            gap_BN = reference_BN - logp_BN
+            token_kl = masked_mean(jnp.exp(gap_BN) - gap_BN - 1.0, batch.written_BN)
             p_BKA = jnp.exp(logp_BKA)
             drift_BKA = jnp.where(batch.legal_BKA, logp_BKA - reference_BKA, 0.0)
             decision_kl = masked_mean(jnp.sum(p_BKA * drift_BKA, axis=-1), batch.choice_BK)
@@ -156,7 +159,7 @@ class Learner:
                 + weights["kl_weight"] * (token_kl + decision_kl)
                 - weights["entropy_weight"] * entropy
             )
-            token_gap_BS = jnp.where(batch.policy_BS, logp_BS - batch.sampler_logp_BS, 0.0)
+            token_gap_BN = jnp.where(batch.written_BN, logp_BN - batch.sampler_logp_BN, 0.0)
             head_gap_BK = jnp.where(batch.choice_BK, chosen_BK - batch.sampler_action_logp_BK, 0.0)
             return loss, {
                 "token_loss": token_loss,
@@ -164,7 +167,7 @@ class Learner:
                 "kl": token_kl + decision_kl,
                 "head_entropy": entropy,
                 "sampler_gap": jnp.maximum(
-                    jnp.max(jnp.abs(token_gap_BS)), jnp.max(jnp.abs(head_gap_BK))
+                    jnp.max(jnp.abs(token_gap_BN)), jnp.max(jnp.abs(head_gap_BK))
                 ),
             }
 

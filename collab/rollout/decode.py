@@ -126,9 +126,7 @@ class Decoder:
                 gold_is_local_BH=new.gold_is_local_BH,
             )
             placed = jax.tree.map(place, dataclasses.replace(rows, cache=()), blank)
-            return dataclasses.replace(
-                placed, cache=jax.tree.map(place_prefix, rows.cache, cache)
-            )
+            return dataclasses.replace(placed, cache=jax.tree.map(place_prefix, rows.cache, cache))
 
     def feed(self, params: Params, rows: Rows, replies: Replies) -> Rows:
         """Append replies through the cache; those rows decide next."""
@@ -369,7 +367,12 @@ def _light(rows: Rows) -> Rows:
 
 def _draft_features(draft: Draft, count_B: jax.Array) -> jax.Array:
     """Features of the segment just written, the two budget places left at zero."""
-    columns = [draft.nll_max, draft.nll_sum / count_B, draft.entropy_max, draft.entropy_sum / count_B]
+    columns = [
+        draft.nll_max,
+        draft.nll_sum / count_B,
+        draft.entropy_max,
+        draft.entropy_sum / count_B,
+    ]
     columns = [jnp.minimum(column, FEATURE_CEILING) for column in columns]
     zero = jnp.zeros_like(draft.nll_max)
     return jnp.stack([*columns, draft.repeated / count_B, zero, zero], axis=-1)

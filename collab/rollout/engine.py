@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -114,9 +114,7 @@ class Engine:
         )
         self.rows_count = config.rollout.rows
         make = jax.jit(
-            lambda: empty_rows(
-                policy.config, self.limits, rows=self.rows_count, steps=GOLD_STEPS
-            ),
+            lambda: empty_rows(policy.config, self.limits, rows=self.rows_count, steps=GOLD_STEPS),
             out_shardings=sharding.row_sharding(mesh),
         )
         self.rows: Rows = make()

@@ -21,7 +21,9 @@ class RandomRate:
         asking_BA = ask_where(boundary, is_open_B)
         rate_B = jnp.where(is_open_B, jnp.clip(boundary.threshold_B, 0.0, 1.0), 0.0)[:, None]
         best_BA = jnp.where(
-            without_requests(boundary) >= without_requests(boundary).max(-1, keepdims=True), 0, -1e30
+            without_requests(boundary) >= without_requests(boundary).max(-1, keepdims=True),
+            0,
+            -1e30,
         )
         return jnp.logaddexp(jnp.log(rate_B) + asking_BA, jnp.log1p(-rate_B) + best_BA)
 
