@@ -273,8 +273,8 @@ NOT_NEGATIVE = (
 SHARES = (
     "task.world.known_share", "task.world.faint_share", "task.world.held_out_share",
     "task.world.leak_needed_share", "cold_start.ask_share", "cold_start.solve_share",
-    "cold_start.overshare", "cold_start.vague", "cold_start.drill_share", "llm.scripted.knowledge_share",
-    "llm.scripted.error_rate",
+    "cold_start.overshare", "cold_start.vague", "cold_start.drill_share",
+    "llm.scripted.knowledge_share", "llm.scripted.error_rate",
 )  # fmt: skip
 ONE_OF = {
     "reward.quality": ("em", "f1"),
