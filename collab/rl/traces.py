@@ -154,9 +154,10 @@ class Synthesiser:
         belief, index, reference = "", 0, ""
         while (step := self.task.next_step(problem, index, belief)) is not None:
             remembered = step.answer if step.is_local else self.task.recall(step, rng)
-            writer.segment(THINK_ID, dataclasses.replace(step, answer=remembered).statement)
+            draft = dataclasses.replace(step, answer=remembered)
+            writer.segment(THINK_ID, draft.statement)
             if not step.is_local and rng.random() < self.settings["ask_share"]:
-                told = self._ask(writer, problem, step, index, belief, reference, rng)
+                told = self._ask(writer, problem, draft, index, belief, reference, rng)
                 if told:
                     index, belief, reference = index + len(told), told[-1], ""
                     continue
@@ -169,17 +170,26 @@ class Synthesiser:
         self,
         writer: TraceWriter,
         problem: Problem,
-        step: Step,
+        draft: Step,
         index: int,
         belief: str,
         reference: str,
         rng: np.random.Generator,
     ) -> list[str]:
-        """Request, reply, and a REPLY where the teacher asks back. Returns the answers told."""
+        """Request, reply, and a REPLY where the teacher asks back. Returns the answers told.
+
+        The last kind hands over the rest; the others, each as often, are about the draft. What they
+        get for an answer to something else (the first part of it) is read, not taken for the draft.
+        """
         kinds = len(self.names) - FIRST_REQUEST_ID
         is_chain = kinds > 1 and rng.random() < self.settings["solve_share"]
-        kind = len(self.names) - 1 if is_chain else FIRST_REQUEST_ID
-        text = self.task.chain_request(problem, index, belief) if is_chain else step.query
+        kind = len(self.names) - 1
+        if not is_chain:
+            kind = FIRST_REQUEST_ID + int(rng.integers(max(kinds - 1, 1)))
+        if is_chain or self.names[kind] == "ask_hint":
+            text = self.task.chain_request(problem, index, belief)
+        else:
+            text = draft.statement if self.names[kind] == "ask_check" else draft.query
         is_vague = bool(reference) and rng.random() < self.settings["vague"]
         if is_vague:
             text = text.replace(belief, reference)
@@ -197,9 +207,8 @@ class Synthesiser:
                 HelpRequest("trace", self.names[REPLY_ID], belief, history, helper)
             )
             writer.feedback(reply)
-        if reply.kind not in (FeedbackKind.ANSWER, FeedbackKind.HINT):
-            return []
-        return [part.split(" = ")[-1].strip() for part in reply.text.split(" ; ")]
+        told = [part.strip().split(" = ", 1) for part in reply.text.split(" ; ") if " = " in part]
+        return [answer for query, answer in told if is_chain or query == draft.query]
 
 
 def _some_notes(problem: Problem, rng: np.random.Generator) -> str:
