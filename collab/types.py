@@ -134,7 +134,10 @@ class Task(Protocol):
 
 
 class TeachableTask(Task, Protocol):
-    """A task whose worked solutions and SLM memory are known, so that traces can be synthesised."""
+    """A task whose worked solutions are known, so that traces can be synthesised.
+
+    A task whose facts the SLM is to memorise also has `drill`; one for a pretrained SLM has none.
+    """
 
     def next_step(self, problem: Problem, index: int, belief: str) -> Step | None:
         """The true step `index` if the answer of step index-1 is believed to be `belief`.
@@ -144,11 +147,17 @@ class TeachableTask(Task, Protocol):
         ...
 
     def chain_request(self, problem: Problem, index: int, belief: str) -> str:
-        """A request for everything from step `index` to the end, told from `belief` onwards."""
+        """A request for everything from step `index` to the end, told from `belief` onwards.
+
+        `knowledge` resolves it to those steps, or to the last of them alone.
+        """
         ...
 
     def recall(self, step: Step, rng: np.random.Generator) -> str:
-        """What the SLM's memory answers to `step`: true, stale, or a guess of the right type."""
+        """What the SLM's memory answers to `step`: true, stale, or a guess of the right type.
+
+        The true answer where nobody knows what the SLM remembers (a pretrained one).
+        """
         ...
 
     def drill(self, rng: np.random.Generator) -> Step:

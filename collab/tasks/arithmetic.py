@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 _NUMBER = r"(?:[$£€¥]\s?)?(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,18})(?:\.\d{1,20})?%?"
@@ -21,6 +22,8 @@ _VALUE = re.compile(rf"\s*(-?)({_NUMBER})(?:\s?/\s?(\d{{1,9}})(?!\d))?")
 _SPELLED = str.maketrans({"×": "*", "x": "*", "÷": "/", "−": "-", "–": "-"})
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|[-+*/()]")
 _MAX_DEPTH = 32  # of brackets; deeper text is no arithmetic anyone wrote
+_DIGITS = re.compile(r"\d+(?:\.\d+)?")
+_INNERMOST = re.compile(r"\(([^()]*)\)")
 
 
 class _Parser:
@@ -124,6 +127,52 @@ def find_expressions(text: str) -> list[tuple[str, Fraction]]:
         except ValueError:
             continue
     return found
+
+
+def take_apart(expression: str) -> list[tuple[str, Fraction]]:
+    """Evaluate bracket by bracket, innermost first: "(2 + 3) * 4" is 2 + 3 = 5, 5 * 4 = 20.
+
+    Equal brackets are one step, a bracket around a lone number none. An expression that has a
+    bracket below zero, or without a short decimal value (1/3), stays whole.
+    Raises: ValueError as `evaluate`.
+    """
+    value, rest = evaluate(expression), expression
+    steps: list[tuple[str, Fraction]] = []
+    while match := _INNERMOST.search(rest):
+        result = evaluate(match[1])
+        written = _decimal(result)
+        if written is None:
+            return [(expression, value)]
+        if not _TOKEN.fullmatch(match[1].strip()):
+            steps.append((match[1].strip(), result))
+        rest = rest.replace(match[0], written)
+    return [*steps, (rest, value)]
+
+
+def _decimal(value: Fraction) -> str | None:
+    """Exact decimal form with at most six places of a value of 0 or more, else None."""
+    scaled = value * 10**6
+    if scaled.denominator != 1 or value < 0:
+        return None
+    digits = f"{scaled.numerator:07d}"
+    return f"{digits[:-6]}.{digits[-6:]}".rstrip("0").rstrip(".")
+
+
+def nest(expressions: Sequence[tuple[str, str]]) -> str:
+    """One expression for a chain of (expression, its value): the last, earlier ones in brackets.
+
+    "2 + 3" = 5, then "5 * 4" = 20 gives "(2 + 3) * 4". A number that equals an earlier value is
+    taken for it, which changes no result.
+    """
+    origin: dict[Fraction, str] = {}
+    nested = ""
+    for expression, value in expressions:
+        nested = _DIGITS.sub(
+            lambda match: f"({found})" if (found := origin.get(Fraction(match[0]))) else match[0],
+            expression,
+        )
+        origin.setdefault(Fraction(value), nested)
+    return nested
 
 
 def _balanced(expression: str) -> str:

@@ -151,11 +151,15 @@ class FanoutKnowledge:
         return [(kind, *words[:size]) for size in (4, 2, 0)]
 
     def resolve(self, text: str) -> Resolution | None:
-        """The steps below the nearest known question, its own last; None if none is near."""
-        for match in self._index.nearest(text, limit=1):
+        """The steps below the nearest known question, its own last; None if none is near.
+
+        Steps that the request tells behind "So far:" are left out.
+        """
+        asked, _, told = text.partition(matching.SO_FAR)
+        for match in self._index.nearest(asked, limit=1):
             is_near = match.overlap >= _MIN_OVERLAP or match.covered >= _MIN_COVERED
-            if is_near and not self._index.is_exchanged(text, match.index):
-                return Resolution(self._nodes[match.index].steps)
+            if is_near and not self._index.is_exchanged(asked, match.index):
+                return Resolution(matching.rest_of(self._nodes[match.index].steps, told))
         return None
 
     def wrong_answer(self, step: Step, rng: np.random.Generator) -> str:
@@ -170,7 +174,7 @@ class FanoutKnowledge:
 
 
 class FanoutTask:
-    """FanOutQA's development questions; see the head of this file for the splits."""
+    """FanOutQA's development questions (`types.TeachableTask`); splits: see the head."""
 
     name = "fanout"
 
@@ -207,3 +211,19 @@ class FanoutTask:
             for problem in self._problems["train"]
             for text in (problem.question, *(step.statement for step in problem.steps))
         ]
+
+    # --- worked solutions ------------------------------------------------------------------
+
+    def next_step(self, problem: Problem, index: int, belief: str) -> Step | None:
+        """The decomposition's step as it is: a false belief is not carried on."""
+        del belief
+        return problem.steps[index] if index < len(problem.steps) else None
+
+    def chain_request(self, problem: Problem, index: int, belief: str) -> str:
+        """The question itself, from the second step on with the last step done."""
+        return matching.rest_request(problem, index, belief)
+
+    def recall(self, step: Step, rng: np.random.Generator) -> str:
+        """The true answer: nobody knows what a pretrained SLM remembers before it is judged."""
+        del rng
+        return step.answer

@@ -195,6 +195,8 @@ class GsmKnowledge:
                     continue
                 if known.setdefault(step.query, (step,)) != (step,):
                     contested.add(step.query)  # "leaving x" means something else elsewhere
+        # What a worked solution does in one go is one step, brackets or not.
+        self._single = {step.query for problem in problems for step in problem.steps}
         texts = [text for text in known if text not in contested]
         self._steps = [known[text] for text in texts]
         self._numbers = [matching.numbers(text) for text in texts]
@@ -203,26 +205,32 @@ class GsmKnowledge:
     def resolve(self, text: str) -> Resolution | None:
         """Steps that answer the request, or None.
 
-        In this order: a request that holds a whole question with all its numbers; arithmetic,
-        solved exactly; a part of one question (four words or more, every number from there). A part
-        that fits several problems equally well is not understood.
+        In this order: a request that holds a whole question with all its numbers (without the
+        steps that it tells behind "So far:"); arithmetic, solved exactly, bracket by bracket; a
+        part of one question (four words or more, every number from there). A part that fits several
+        problems equally well is not understood.
         """
         matches = self._index.nearest(text)
         stated = matching.numbers(text)
         for match in matches:
             if match.covered >= _MIN_SHARE and self._numbers[match.index] <= stated:
-                return Resolution(self._steps[match.index])
+                told = text.partition(matching.SO_FAR)[2]
+                return Resolution(matching.rest_of(self._steps[match.index], told))
         expressions = arithmetic.find_expressions(text)
         if expressions:
             longest, value = max(expressions, key=lambda found: len(found[0]))
-            return Resolution((Step(longest, grading.canonical_number(value)),))
+            is_single = longest in self._single
+            parts = [(longest, value)] if is_single else arithmetic.take_apart(longest)
+            return Resolution(
+                tuple(Step(part, grading.canonical_number(result)) for part, result in parts)
+            )
         if len(matching.tokens(text)) < _MIN_TOKENS:
             return None
-        parts = [m for m in matches if m.used >= _MIN_SHARE and self._holds(m.index, stated)]
-        if not parts:
+        near = [m for m in matches if m.used >= _MIN_SHARE and self._holds(m.index, stated)]
+        if not near:
             return None
-        best = max(parts, key=lambda match: match.used)
-        rivals = {self._steps[m.index] for m in parts if m.used > best.used - 1e-9}
+        best = max(near, key=lambda match: match.used)
+        rivals = {self._steps[m.index] for m in near if m.used > best.used - 1e-9}
         return Resolution(self._steps[best.index]) if len(rivals) == 1 else None
 
     def _holds(self, index: int, stated: frozenset[float]) -> bool:
@@ -239,7 +247,7 @@ class GsmKnowledge:
 
 
 class GsmTask:
-    """Word problems whose answer is one number; see the head of this file for the splits."""
+    """Word problems whose answer is one number (`types.TeachableTask`); splits: see the head."""
 
     name = "gsm"
 
@@ -272,3 +280,29 @@ class GsmTask:
             for problem in self._problems["train"]
             for text in (problem.question, *(step.statement for step in problem.steps))
         ]
+
+    # --- worked solutions ------------------------------------------------------------------
+
+    def next_step(self, problem: Problem, index: int, belief: str) -> Step | None:
+        """The worked solution's step as it is: a false belief is not carried on.
+
+        None also where the belief is the answer already, told by a helper in one go.
+        """
+        steps = problem.steps
+        is_told = index > 0 and belief == problem.answers[0] != steps[index - 1].answer
+        return steps[index] if index < len(steps) and not is_told else None
+
+    def chain_request(self, problem: Problem, index: int, belief: str) -> str:
+        """The remaining steps as one nested expression: "What is (36 + 17) - 9?".
+
+        Where one of them is no arithmetic, the question itself with the last step done.
+        """
+        rest = problem.steps[index:]
+        if not all(arithmetic.is_expression(step.query) for step in rest):
+            return matching.rest_request(problem, index, belief)
+        return f"What is {arithmetic.nest([(step.query, step.answer) for step in rest])}?"
+
+    def recall(self, step: Step, rng: np.random.Generator) -> str:
+        """The true answer: nobody knows what a pretrained SLM gets right before it is judged."""
+        del rng
+        return step.answer

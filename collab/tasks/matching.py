@@ -14,6 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from collab.types import Problem, Step
+
+SO_FAR = "So far:"  # between a question and what is already known of its solution
+
 _TOKEN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\W\d_]+")
 
 _RARE_SHARE = 0.05  # of the texts have a word that counts as rare
@@ -22,6 +26,19 @@ _RARE_SHARE = 0.05  # of the texts have a word that counts as rare
 def tokens(text: str) -> list[str]:
     """Lower-case words and numbers ("1,000.50" becomes "1000.50"); everything else separates."""
     return [token.replace(",", "") for token in _TOKEN.findall(text.lower())]
+
+
+def rest_request(problem: Problem, index: int, belief: str) -> str:
+    """The question, with the step before `index` as it is believed, so that the rest is asked."""
+    if index == 0:
+        return problem.question
+    return f"{problem.question} {SO_FAR} {problem.steps[index - 1].query} = {belief}"
+
+
+def rest_of(steps: Sequence[Step], told: str) -> tuple[Step, ...]:
+    """The steps behind the last one whose "query = " stands in `told`; all where none does."""
+    done = [place for place, step in enumerate(steps[:-1], 1) if f"{step.query} = " in told]
+    return tuple(steps[max(done, default=0) :])
 
 
 def numbers(text: str) -> frozenset[float]:
