@@ -1,4 +1,4 @@
-"""The modes of the command line: train, evaluate, ask. Glue between assembly, trainer, evaluator."""
+"""The modes of the command line: train, evaluate, ask; glue of assembly, trainer and evaluator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.metrics import make_writers
 from collab.rewards import score
 from collab.rl import load_objective
-from collab.rollout.engine import Job
+from collab.rollout.episodes import Job
 from collab.samples import describe
 from collab.train import Trainer
 from collab.types import Params, PrivateUnit, Problem
@@ -90,7 +90,7 @@ def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
 
 
 def ask(config: Any, workdir: str, checkpoint: str) -> None:
-    """Questions from the terminal, answered by the learned policy; shows what leaves the machine."""
+    """Answer questions from the terminal by the learned policy; show what leaves the machine."""
     assembly, params, _ = _restored(config, workdir, checkpoint)
     print("notes on one line (private, may be empty), then questions; an empty question ends.")
     notes = input("notes: ").strip()

@@ -17,7 +17,8 @@ from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
 from collab.rl.batch import collate
 from collab.rl.update import log_probabilities
-from collab.rollout.engine import Engine, Job
+from collab.rollout.engine import Engine
+from collab.rollout.episodes import Job
 from collab.rollout.state import FEATURES, Limits, hash_tokens, legal_actions
 from collab.strategies import Setting
 from collab.types import (

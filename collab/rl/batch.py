@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import jax
 import numpy as np
@@ -17,9 +18,12 @@ from collab.types import Trace
 LENGTH_BUCKET = 32  # S and N are multiples of this, so that few programs are compiled
 
 
+Array = TypeVar("Array", np.ndarray, jax.Array)  # on the host, on the device
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class Batch(Generic[Array]):
     """Right-padded episodes. Host: numpy; on the device: arrays with the rows sharded.
 
     written_at_BN: i32, positions of the tokens that the policy wrote (at least 1), padded with 1;
@@ -27,18 +31,18 @@ class Batch:
     action. Advantages are zero where there is nothing to learn.
     """
 
-    tokens_BS: jax.Array
-    written_at_BN: jax.Array
-    written_BN: jax.Array
-    sampler_logp_BN: jax.Array
-    advantage_BN: jax.Array
-    decided_at_BK: jax.Array
-    action_BK: jax.Array
-    sampler_action_logp_BK: jax.Array
-    legal_BKA: jax.Array
-    features_BKF: jax.Array
-    choice_BK: jax.Array
-    decision_advantage_BK: jax.Array
+    tokens_BS: Array
+    written_at_BN: Array
+    written_BN: Array
+    sampler_logp_BN: Array
+    advantage_BN: Array
+    decided_at_BK: Array
+    action_BK: Array
+    sampler_action_logp_BK: Array
+    legal_BKA: Array
+    features_BKF: Array
+    choice_BK: Array
+    decision_advantage_BK: Array
 
 
 def bucket(count: int, limit: int) -> int:
@@ -54,7 +58,7 @@ def collate(
     decisions: int,
     actions: int,
     features: int,
-) -> Batch:
+) -> Batch[np.ndarray]:
     """Pad traces to `rows` with zero advantages; unused rows hold nothing to learn.
 
     Raises: ValueError if a trace is longer than `capacity` or there are more traces than rows.

@@ -1,5 +1,4 @@
-"""Who is credited: from the reward terms of a group of episodes to an advantage per token and
-decision.
+"""Who is credited: from the rewards of a group of episodes to an advantage per token and decision.
 
 The task part of the reward (quality and its efficiency) goes to the whole episode. A leak goes to
 the request that completed it: to the tokens of that request against the mean request of the group,
@@ -24,7 +23,7 @@ def is_trainable(episode: Episode) -> bool:
 
 
 def assign(
-    batch: Batch,
+    batch: Batch[np.ndarray],
     episodes: Sequence[Episode],
     terms: Sequence[Terms],
     *,
@@ -73,7 +72,7 @@ def _fill(value_PG: np.ndarray, usable_PG: np.ndarray) -> np.ndarray:
 
 
 def _assign_one(
-    batch: Batch,
+    batch: Batch[np.ndarray],
     index: int,
     episode: Episode,
     *,

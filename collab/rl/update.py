@@ -22,7 +22,7 @@ from collab.metrics import masked_mean
 from collab.models.policy import Policy
 from collab.rl import Objective
 from collab.rl.batch import Batch
-from collab.rollout.decode import token_logp
+from collab.rollout.sampling import token_logp
 from collab.types import Params
 
 
@@ -44,8 +44,7 @@ def make_optimizer(
 
     def quicken(updates: Params, params: Params | None) -> Params:
         return {
-            name: jax.tree.map(lambda leaf, f=factors.get(name, 1.0): leaf * f, part)
-            for name, part in updates.items()
+            name: optax.tree.scale(factors.get(name, 1.0), part) for name, part in updates.items()
         }
 
     return optax.chain(
@@ -57,7 +56,11 @@ def make_optimizer(
 
 
 def log_probabilities(
-    policy: Policy, params: Params, batch: Batch, is_barred_V: np.ndarray, temperature: float
+    policy: Policy,
+    params: Params,
+    batch: Batch[jax.Array],
+    is_barred_V: np.ndarray,
+    temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced log-probabilities, the same numbers as the sampler's.
 
@@ -101,7 +104,7 @@ class Learner:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
 
     def imitate(
-        self, state: TrainState, batch: Batch, decision_weight: float
+        self, state: TrainState, batch: Batch[jax.Array], decision_weight: float
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step of cross-entropy on the batch's tokens and decisions."""
 
@@ -119,7 +122,7 @@ class Learner:
         self,
         state: TrainState,
         reference: Params,
-        batch: Batch,
+        batch: Batch[jax.Array],
         *,
         objective: Objective,
         weights: Mapping[str, Any],
@@ -173,7 +176,7 @@ class Learner:
 
         return self._apply(state, loss_of)
 
-    def _logp(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def _logp(self, params: Params, batch: Batch[jax.Array]) -> tuple[jax.Array, jax.Array]:
         return log_probabilities(self.policy, params, batch, self.is_barred_V, self.temperature)
 
     def _apply(self, state: TrainState, loss_of: Any) -> tuple[TrainState, dict[str, jax.Array]]:

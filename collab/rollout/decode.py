@@ -8,14 +8,13 @@
 
 Every step reads one token a row (the last of its context), so decisions cost what tokens cost and
 consecutive THINK steps never touch the host. Nothing is prefilled twice. All functions are pure and
-unjitted; `collab.rollout.engine` jits them once. Randomness is a function of the row's key and the
-position, hence of nothing that timing could change.
+unjitted; `collab.rollout.engine` jits them once. Randomness (`collab.rollout.sampling`) is a
+function of the row's key and the position, hence of nothing that timing could change.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from collab import strategies
 from collab.models.policy import Policy
 from collab.models.transformer import empty_cache
+from collab.rollout.sampling import inverse_cdf, row_key, token_logp, two_uniforms
 from collab.rollout.state import (
     DECIDE,
     DONE,
@@ -93,7 +93,7 @@ class Decoder:
 
     def admit(self, params: Params, rows: Rows, new: Admission) -> Rows:
         """Prefill each prompt once and copy it into the rows that take it."""
-        limits, (P, S) = self.limits, new.prompts_PS.shape
+        P, S = new.prompts_PS.shape
         with jax.named_scope("admit"):
             positions_PS = jnp.broadcast_to(jnp.arange(S), (P, S))
             cache = empty_cache(self.policy.config, rows=P, capacity=S)
@@ -119,7 +119,7 @@ class Decoder:
                 phase_B=new.phase_B,
                 start_B=jnp.full(B, T, jnp.int32),
                 previous_start_B=jnp.full(B, T, jnp.int32),
-                key_BU=jax.vmap(_row_key)(new.identity_BI),
+                key_BU=jax.vmap(row_key)(new.identity_BI),
                 asks_B=new.asks_B,
                 rule=new.rule,
                 gold_BH=new.gold_BH,
@@ -194,7 +194,7 @@ class Decoder:
         )
         hidden_BD = hidden_B1D[:, 0]
         rows = dataclasses.replace(rows, cache=cache)
-        uniform_B2 = jax.vmap(_uniform)(rows.key_BU, rows.length_B)
+        uniform_B2 = jax.vmap(two_uniforms)(rows.key_BU, rows.length_B)
         decided, action_B = self._decide(params, rows, hidden_BD, uniform_B2[:, 0], temperature)
         written, token_B = self._write(params, rows, hidden_BD, uniform_B2[:, 1], temperature)
 
@@ -257,17 +257,17 @@ class Decoder:
             kind_B=rows.rule.kind,
             threshold_B=rows.rule.threshold,
         )
-        row_B = jnp.arange(hidden_BD.shape[0])
+        B = hidden_BD.shape[0]
+        row_B = jnp.arange(B)
         scores_RBA = jnp.stack([rule.scores(boundary) for rule in self.rules.values()])
         scores_BA = jnp.where(legal_BA, scores_RBA[rows.rule.index, row_B], -1e30)
         logp_BA = jax.nn.log_softmax(scores_BA, axis=-1)
         always_samples_R = jnp.array([rule.is_sampled for rule in self.rules.values()])
         is_greedy_B = (temperature == 0.0) & ~always_samples_R[rows.rule.index]
         action_B = jnp.where(
-            is_greedy_B, jnp.argmax(logp_BA, axis=-1), _inverse_cdf(logp_BA, uniform_B)
+            is_greedy_B, jnp.argmax(logp_BA, axis=-1), inverse_cdf(logp_BA, uniform_B)
         )
         k_B = rows.decisions_B
-        B, T = rows.tokens_BT.shape
         decided = dataclasses.replace(
             rows,
             phase_B=jnp.full(B, WRITE),
@@ -301,7 +301,7 @@ class Decoder:
         logits_BV = self.policy.apply({"params": params}, hidden_BD, method=Policy.token_logits)
         logp_BV = token_logp(logits_BV, jnp.asarray(self.is_barred_V), temperature)
         token_B = jnp.where(
-            temperature == 0.0, jnp.argmax(logp_BV, axis=-1), _inverse_cdf(logp_BV, uniform_B)
+            temperature == 0.0, jnp.argmax(logp_BV, axis=-1), inverse_cdf(logp_BV, uniform_B)
         )
         limit_B = jnp.asarray(self.limits.segment_tokens)[rows.action_B]
         offset_B = rows.length_B - rows.start_B
@@ -345,18 +345,6 @@ class Decoder:
         return written, token_B
 
 
-CDF_BLOCK = 64  # divides every tokenizer's size
-
-
-def token_logp(logits_V: jax.Array, is_barred_V: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Log-probabilities [..., V] that the sampler draws from, and that the trainer must match.
-
-    Temperature 0 (greedy) reports those of temperature 1.
-    """
-    scale = jnp.where(temperature == 0.0, 1.0, temperature)
-    return jax.nn.log_softmax(jnp.where(is_barred_V, -1e30, logits_V / scale), axis=-1)
-
-
 def _light(rows: Rows) -> Rows:
     """Rows without the big arrays, which `step` writes in place."""
     nothing = jnp.zeros((rows.length_B.shape[0],))
@@ -376,42 +364,3 @@ def _draft_features(draft: Draft, count_B: jax.Array) -> jax.Array:
     columns = [jnp.minimum(column, FEATURE_CEILING) for column in columns]
     zero = jnp.zeros_like(draft.nll_max)
     return jnp.stack([*columns, draft.repeated / count_B, zero, zero], axis=-1)
-
-
-def _inverse_cdf(logp_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """Index sampled with one uniform in (0, 1] a row; never one of probability 0.
-
-    In two levels, a block and a place in it: XLA's CPU cumsum over a whole vocabulary costs as
-    much as all else that sampling does (measured).
-    """
-    B, N = logp_BN.shape
-    block = math.gcd(N, CDF_BLOCK)
-    p_BJI = jnp.exp(logp_BN).reshape(B, N // block, block)
-    first_B, left_B = _pick(p_BJI.sum(axis=-1), uniform_B * p_BJI.sum(axis=(1, 2)))
-    p_BI = jnp.take_along_axis(p_BJI, first_B[:, None, None], axis=1)[:, 0]
-    # Rounding must not carry the rest past the block, where only zeros may follow.
-    place_B, _ = _pick(p_BI, jnp.minimum(left_B, p_BI.sum(axis=-1)))
-    return first_B * block + place_B
-
-
-def _pick(p_BN: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First index whose running sum reaches the target, and what of it falls to that index."""
-    cdf_BN = jnp.cumsum(p_BN, axis=-1)
-    target_B = jnp.minimum(target_B, cdf_BN[:, -1])
-    index_B = jnp.sum(cdf_BN < target_B[:, None], axis=-1).astype(jnp.int32)
-    row_B = jnp.arange(p_BN.shape[0])
-    return index_B, target_B - (cdf_BN[row_B, index_B] - p_BN[row_B, index_B])
-
-
-def _row_key(identity_I: jax.Array) -> jax.Array:
-    """Raw key of a row from (seed, problem, sample)."""
-    key = jax.random.key(0)
-    for index in range(identity_I.shape[0]):
-        key = jax.random.fold_in(key, identity_I[index])
-    return jax.random.key_data(key)
-
-
-def _uniform(key_U: jax.Array, position: jax.Array) -> jax.Array:
-    """Two uniforms in (0, 1] for this position: one to decide, one to write."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(key_U), position)
-    return 1.0 - jax.random.uniform(key, (2,))

@@ -18,10 +18,10 @@ import numpy as np
 from collab import sharding, strategies
 from collab.models.policy import Policy
 from collab.rollout.decode import Admission, Decoder, Replies
+from collab.rollout.episodes import InFlight, Job, finished_episode, unrun_episode
 from collab.rollout.state import (
     DECIDE,
     DONE,
-    FEATURES,
     WAIT,
     Limits,
     Rows,
@@ -31,8 +31,6 @@ from collab.rollout.state import (
 )
 from collab.tokenizers import Tokenizer
 from collab.types import (
-    ANSWER,
-    REPLY,
     Episode,
     Exchange,
     Feedback,
@@ -40,9 +38,6 @@ from collab.types import (
     HelpRequest,
     Params,
     Problem,
-    Segment,
-    Status,
-    Trace,
     action_names,
 )
 
@@ -57,29 +52,6 @@ class HelpClient(Protocol):
     is_down: bool
 
     def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One episode to make. `identity` is (seed, problem, sample): all its randomness."""
-
-    problem: Problem
-    identity: tuple[int, int, int]
-    strategy: str = "learned"
-    setting: strategies.Setting = strategies.Setting()
-    helper: str = ""
-    episode: str = ""
-
-
-@dataclasses.dataclass
-class _InFlight:
-    """Host record of one occupied row."""
-
-    index: int
-    job: Job
-    exchanges: list[Exchange]
-    opening: str = ""
-    has_failed: bool = False
 
 
 class Engine:
@@ -165,14 +137,15 @@ class _Run:
         self.temperature = engine.put_whole(np.float32(temperature))
         self.results: list[Episode | None] = [None] * len(jobs)
         self.finished = 0
-        self.row: list[_InFlight | None] = [None] * engine.rows_count
+        self.row: list[InFlight | None] = [None] * engine.rows_count
         self.futures: dict[int, concurrent.futures.Future[Feedback]] = {}
         self.prompts: dict[tuple[str, str], list[int]] = {}
         self.queue: collections.deque[int] = collections.deque()
         for index, job in enumerate(jobs):
             room = engine.limits.capacity - engine.limits.answer_room
             if len(self._prompt(job)) > room:
-                self.results[index] = self._unrun(job)
+                self.results[index] = unrun_episode(job, engine.limits.actions)
+                engine.counters["context_full"] += 1
                 self.finished += 1
             else:
                 self.queue.append(index)
@@ -215,7 +188,11 @@ class _Run:
             if host.phase_B[b] == WAIT and not entry.has_failed:
                 self._request(b, entry, host)
             if host.phase_B[b] == DONE or entry.has_failed:
-                self._finish(b, entry, host)
+                self.results[entry.index] = finished_episode(
+                    entry, host, b, names=engine.names, tokenizer=engine.tokenizer
+                )
+                self.finished += 1
+                self.row[b] = None
 
     # --- prompts and admission -------------------------------------------------------------
 
@@ -230,22 +207,6 @@ class _Run:
             control = tokenizer.control[engine.names[job.setting.kind]]
             return [*prompt, control, *tokenizer.encode(job.problem.question), tokenizer.end_id]
         return prompt
-
-    def _unrun(self, job: Job) -> Episode:
-        self.engine.counters["context_full"] += 1
-        limits, nothing = self.engine.limits, np.zeros(0)
-        trace = Trace(
-            tokens_S=nothing.astype(np.int32),
-            sampled_S=nothing.astype(bool),
-            logp_S=nothing.astype(np.float32),
-            decided_at_K=nothing.astype(np.int32),
-            action_K=nothing.astype(np.int32),
-            action_logp_K=nothing.astype(np.float32),
-            legal_KA=np.zeros((0, limits.actions), bool),
-            features_KF=np.zeros((0, len(FEATURES)), np.float32),
-        )
-        sample, status = job.identity[2], Status.CONTEXT_FULL
-        return Episode(job.problem, sample, status, (), "", trace, job.helper, job.strategy)
 
     def _admit(self) -> None:
         """Put queued jobs into free rows, each distinct prompt prefilled once."""
@@ -268,7 +229,7 @@ class _Run:
         gold_BH = np.zeros((B, GOLD_STEPS), np.uint32)
         local_BH = np.zeros((B, GOLD_STEPS), bool)
         prompts: dict[tuple[int, ...], int] = {}
-        openings: list[int] = []
+        openings: list[tuple[int, InFlight]] = []
         taken = 0
         for b in free:
             if not self.queue:
@@ -279,7 +240,7 @@ class _Run:
                 if len(prompts) == P:
                     break
                 prompts[prompt] = len(prompts)
-            entry = _InFlight(self.queue.popleft(), job, [])
+            entry = InFlight(self.queue.popleft(), job, [])
             self.row[b], taken = entry, taken + 1
             source_B[b], identity_BI[b] = prompts[prompt], job.identity
             index_B[b] = engine.rule_index[job.strategy]
@@ -289,7 +250,7 @@ class _Run:
                 local_BH[b, h] = step.is_local
             if engine.rules[job.strategy].mode == "opening":
                 phase_B[b], asks_B[b], entry.opening = WAIT, 1, job.problem.question
-                openings.append(b)
+                openings.append((b, entry))
         prompts_PS = np.zeros((P, self.prompt_length), np.int32)
         length_P = np.ones(P, np.int32)
         for prompt, p in prompts.items():
@@ -301,26 +262,31 @@ class _Run:
             engine.mesh,
         )  # fmt: skip
         source, identity, phase, asks, rule, gold, local = by_row
-        whole = engine.put_whole((prompts_PS, length_P))
-        engine.rows = engine._admit(
-            self.params,
-            engine.rows,
-            Admission(*whole, source, identity, phase, asks, Rule(*rule), gold, local),
+        prompts_on_device, length = engine.put_whole((prompts_PS, length_P))
+        new = Admission(
+            prompts_PS=prompts_on_device,
+            length_P=length,
+            source_B=source,
+            identity_BI=identity,
+            phase_B=phase,
+            asks_B=asks,
+            rule=Rule(*rule),
+            gold_BH=gold,
+            gold_is_local_BH=local,
         )
-        for b in openings:
-            entry = self.row[b]
-            assert entry is not None
+        engine.rows = engine._admit(self.params, engine.rows, new)
+        for b, entry in openings:
             self._send(b, entry, engine.names[entry.job.setting.kind], entry.opening)
         return free[taken:]
 
     # --- requests and replies --------------------------------------------------------------
 
-    def _request(self, b: int, entry: _InFlight, host: Rows) -> None:
+    def _request(self, b: int, entry: InFlight, host: Rows) -> None:
         start, end = int(host.start_B[b]), int(host.length_B[b])
         text = self.engine.tokenizer.decode(host.tokens_BT[b, start:end].tolist())
         self._send(b, entry, self.engine.names[int(host.action_B[b])], text)
 
-    def _send(self, b: int, entry: _InFlight, kind: str, text: str) -> None:
+    def _send(self, b: int, entry: InFlight, kind: str, text: str) -> None:
         engine = self.engine
         request = HelpRequest(
             episode=entry.job.episode or str(entry.index),
@@ -355,57 +321,6 @@ class _Run:
                 entry.exchanges[-1] = Exchange(sent.kind, sent.request, feedback)
             whole = engine.put_whole((row_F, tokens_FR, count_F, back_F))
             engine.rows = engine._feed(self.params, engine.rows, Replies(*whole))
-
-    # --- finished episodes -----------------------------------------------------------------
-
-    def _finish(self, b: int, entry: _InFlight, host: Rows) -> None:
-        episode = self._episode(b, entry, host)
-        self.results[entry.index] = episode
-        self.finished += 1
-        self.row[b] = None
-
-    def _episode(self, b: int, entry: _InFlight, host: Rows) -> Episode:
-        engine, length, K = self.engine, int(host.length_B[b]), int(host.decisions_B[b])
-        trace = Trace(
-            tokens_S=host.tokens_BT[b, :length].copy(),
-            sampled_S=host.sampled_BT[b, :length].copy(),
-            logp_S=host.logp_BT[b, :length].copy(),
-            decided_at_K=host.decided_at_BK[b, :K].copy(),
-            action_K=host.action_BK[b, :K].copy(),
-            action_logp_K=host.action_logp_BK[b, :K].copy(),
-            legal_KA=host.legal_BKA[b, :K].copy(),
-            features_KF=host.features_BKF[b, :K].copy(),
-        )
-        exchanges = iter(entry.exchanges)
-        segments: list[Segment] = []
-        if entry.opening:
-            sent = next(exchanges)
-            segments.append(Segment(sent.kind, sent.request, 1.0, feedback=sent.feedback))
-        for k in range(K):
-            action = engine.names[int(trace.action_K[k])]
-            text = self._segment_text(trace.tokens_S, int(trace.decided_at_K[k]) + 2)
-            probability = float(np.exp(trace.action_logp_K[k]))
-            feedback = None
-            if int(trace.action_K[k]) >= engine.names.index(REPLY):
-                sent_or_none = next(exchanges, None)
-                feedback = sent_or_none.feedback if sent_or_none else None
-            segments.append(
-                Segment(action, text, probability, bool(host.is_cut_BK[b, k]), feedback)
-            )
-        answer = segments[-1].text if segments and segments[-1].action == ANSWER else ""
-        status = Status.ANSWERED if answer.strip() else Status.NO_ANSWER
-        if entry.has_failed:
-            status = Status.LLM_FAILED
-        job = entry.job
-        return Episode(
-            job.problem, job.identity[2], status, tuple(segments), answer, trace,
-            job.helper, job.strategy,
-        )  # fmt: skip
-
-    def _segment_text(self, tokens_S: np.ndarray, start: int) -> str:
-        ends = np.flatnonzero(tokens_S[start:] == self.engine.tokenizer.end_id)
-        stop = start + int(ends[0]) if len(ends) else len(tokens_S)
-        return self.engine.tokenizer.decode(tokens_S[start:stop].tolist()).strip()
 
 
 def outgoing(text: str, problem: Problem, share: str) -> str:

@@ -1,0 +1,123 @@
+"""What is asked of the engine and what comes back: jobs, and episodes read off finished rows.
+
+Host code. The engine (`collab.rollout.engine`) decides when a row is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from collab import strategies
+from collab.rollout.state import FEATURES, Rows
+from collab.tokenizers import Tokenizer
+from collab.types import (
+    ANSWER,
+    REPLY_ID,
+    Episode,
+    Exchange,
+    Problem,
+    Segment,
+    Status,
+    Trace,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One episode to make. `identity` is (seed, problem, sample): all its randomness."""
+
+    problem: Problem
+    identity: tuple[int, int, int]
+    strategy: str = "learned"
+    setting: strategies.Setting = strategies.Setting()
+    helper: str = ""
+    episode: str = ""
+
+
+@dataclasses.dataclass
+class InFlight:
+    """Host record of one occupied row. index: of the job. opening: the request it began with."""
+
+    index: int
+    job: Job
+    exchanges: list[Exchange]
+    opening: str = ""
+    has_failed: bool = False
+
+
+def unrun_episode(job: Job, actions: int) -> Episode:
+    """The episode of a job whose prompt leaves no room for an answer."""
+    trace = Trace(
+        tokens_S=np.zeros(0, np.int32),
+        sampled_S=np.zeros(0, bool),
+        logp_S=np.zeros(0, np.float32),
+        decided_at_K=np.zeros(0, np.int32),
+        action_K=np.zeros(0, np.int32),
+        action_logp_K=np.zeros(0, np.float32),
+        legal_KA=np.zeros((0, actions), bool),
+        features_KF=np.zeros((0, len(FEATURES)), np.float32),
+    )
+    sample, status = job.identity[2], Status.CONTEXT_FULL
+    return Episode(job.problem, sample, status, (), "", trace, job.helper, job.strategy)
+
+
+def finished_episode(
+    entry: InFlight, host: Rows, b: int, *, names: Sequence[str], tokenizer: Tokenizer
+) -> Episode:
+    """The episode in row b. host: the rows as numpy arrays. names: the actions, in index order."""
+    trace = _trace(host, b)
+    exchanges = iter(entry.exchanges)
+    segments: list[Segment] = []
+    if entry.opening:
+        sent = next(exchanges)
+        segments.append(Segment(sent.kind, sent.request, 1.0, feedback=sent.feedback))
+    for k, action in enumerate(trace.action_K.tolist()):
+        answered = next(exchanges, None) if action >= REPLY_ID else None
+        segments.append(
+            Segment(
+                action=names[action],
+                text=_segment_text(trace.tokens_S, int(trace.decided_at_K[k]) + 2, tokenizer),
+                probability=float(np.exp(trace.action_logp_K[k])),
+                is_cut=bool(host.is_cut_BK[b, k]),
+                feedback=answered.feedback if answered else None,
+            )
+        )
+    answer = segments[-1].text if segments and segments[-1].action == ANSWER else ""
+    status = Status.ANSWERED if answer.strip() else Status.NO_ANSWER
+    if entry.has_failed:
+        status = Status.LLM_FAILED
+    return Episode(
+        problem=entry.job.problem,
+        sample=entry.job.identity[2],
+        status=status,
+        segments=tuple(segments),
+        answer=answer,
+        trace=trace,
+        helper=entry.job.helper,
+        strategy=entry.job.strategy,
+    )
+
+
+def _trace(host: Rows, b: int) -> Trace:
+    """Copies of row b without its padding, so that the whole rows can be freed."""
+    S, K = int(host.length_B[b]), int(host.decisions_B[b])
+    return Trace(
+        tokens_S=np.array(host.tokens_BT[b, :S]),
+        sampled_S=np.array(host.sampled_BT[b, :S]),
+        logp_S=np.array(host.logp_BT[b, :S]),
+        decided_at_K=np.array(host.decided_at_BK[b, :K]),
+        action_K=np.array(host.action_BK[b, :K]),
+        action_logp_K=np.array(host.action_logp_BK[b, :K]),
+        legal_KA=np.array(host.legal_BKA[b, :K]),
+        features_KF=np.array(host.features_BKF[b, :K]),
+    )
+
+
+def _segment_text(tokens_S: np.ndarray, start: int, tokenizer: Tokenizer) -> str:
+    """The text from `start` to the next end token."""
+    ends = np.flatnonzero(tokens_S[start:] == tokenizer.end_id)
+    stop = start + int(ends[0]) if len(ends) else len(tokens_S)
+    return tokenizer.decode(tokens_S[start:stop].tolist()).strip()
