@@ -34,8 +34,8 @@ EXTRAS = {
     "cuda": ["jax[cuda13]"],
     "smollm2": SMOLLM2,  # a real pretrained SLM and its tasks
     "wandb": ["wandb"],  # optional metrics writer
-    "test": SMOLLM2
-    + [
+    "test": [
+        *SMOLLM2,
         "pytest",
         "pytest-timeout",
         "psutil",

@@ -6,6 +6,7 @@ Every key is logged each iteration; the alarms of `alarms` say in words what a b
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -49,8 +50,7 @@ def _actions(episodes: Sequence[Episode], names: Sequence[str]) -> dict[str, flo
     chosen = np.concatenate([episode.trace.action_K for episode in episodes] or [np.zeros(0)])
     drafts = asked = 0
     for episode in episodes:
-        segments = episode.segments
-        for before, after in zip(segments, segments[1:], strict=False):
+        for before, after in itertools.pairwise(episode.segments):
             if before.action == THINK:
                 drafts += 1
                 asked += after.feedback is not None

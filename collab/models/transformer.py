@@ -118,7 +118,7 @@ def attend(
 ) -> jax.Array:
     """Grouped-query attention, softmax in f32. visible_BST: bool (B or 1). Returns [B, S, H, C]."""
     batch, length, heads, channels = query_BSHC.shape
-    kv_heads, capacity = key_BMTC.shape[1:3]
+    kv_heads = key_BMTC.shape[1]
     groups = heads // kv_heads
     # Heads that share a key are rows of one matmul, and the division comes after the values: both
     # for XLA's CPU, where the textbook order takes 5x as long forward (measured).
