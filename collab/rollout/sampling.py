@@ -48,15 +48,19 @@ def inverse_cdf(logp_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
     p_BJI = jnp.exp(logp_BN).reshape(B, N // block, block)
     first_B, left_B = _pick(p_BJI.sum(axis=-1), uniform_B * p_BJI.sum(axis=(1, 2)))
     p_BI = jnp.take_along_axis(p_BJI, first_B[:, None, None], axis=1)[:, 0]
-    # Rounding must not carry the rest past the block, where only zeros may follow.
-    place_B, _ = _pick(p_BI, jnp.minimum(left_B, p_BI.sum(axis=-1)))
+    place_B, _ = _pick(p_BI, left_B)
     return first_B * block + place_B
 
 
 def _pick(p_BN: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First index whose running sum reaches the target, and what of it falls to that index."""
+    """First index whose running sum reaches the target, and what of it falls to that index.
+
+    Rounding can take a target past the end, or down to where only zeros have gone before: it stays
+    within the sums of the indices that are possible, and only those are picked.
+    """
     cdf_BN = jnp.cumsum(p_BN, axis=-1)
-    target_B = jnp.minimum(target_B, cdf_BN[:, -1])
-    index_B = jnp.sum(cdf_BN < target_B[:, None], axis=-1).astype(jnp.int32)
+    possible_BN = jnp.where(p_BN > 0.0, cdf_BN, 0.0)
+    target_B = jnp.minimum(target_B, possible_BN.max(axis=-1))
+    index_B = jnp.argmax((p_BN > 0.0) & (cdf_BN >= target_B[:, None]), axis=-1).astype(jnp.int32)
     row_B = jnp.arange(p_BN.shape[0])
     return index_B, target_B - (cdf_BN[row_B, index_B] - p_BN[row_B, index_B])
