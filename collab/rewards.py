@@ -91,8 +91,8 @@ def _leaks(episode: Episode) -> tuple[tuple[float, ...], int]:
     units = episode.problem.units
     if not units or not episode.outgoing:
         return (0.0,) * len(episode.outgoing), 0
-    weight = np.array([unit.sensitivity for unit in units])
-    weight = weight / weight.sum()
+    weight = np.array([unit.sensitivity for unit in units], np.float64)
+    weight = weight / weight.sum() if weight.any() else weight  # where nothing weighs, 0 is lost
     by_request = Detector(units).leaked_by_request(episode.outgoing)
     shares = tuple(float(sum(weight[unit] for unit in leaked)) for leaked in by_request)
     return shares, sum(len(leaked) for leaked in by_request)
