@@ -7,7 +7,11 @@ and raises `ValueError` with the key, its value, the rule and a fix.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import math
+import pathlib
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -193,26 +197,77 @@ def near_matches(path: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(close[:3])}?" if close else ""
 
 
-def check_overrides(arguments: list[str], known: Mapping[str, Any]) -> None:
-    """Refuse a `--config.KEY=VALUE` whose key the schema does not have.
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """What `get_config()` of a config file returns. Raises: ValueError with the line at fault."""
+    where = f"--config={path}"
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"{where}: there is no such file; configs/ holds some")
+    try:
+        make = runpy.run_path(path).get("get_config")
+        config = make() if make else None
+    # The file is a program: it may fail in any way.
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or ["?"])[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{where}, line {line}: {reason}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"{where} must define get_config(), which changes and returns default_config()"
+        )
+    return config
 
-    known: the flattened config. Raises: ValueError with the nearest keys.
+
+def read_overrides(arguments: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """Refuse a `--config.KEY=VALUE` whose key is unknown or whose value has another type.
+
+    known: the flattened config. Returns the arguments, lists (a,b) spelled as Python has them.
+    Raises: ValueError with the nearest keys, or the type and the default.
     """
+    read = []
     for argument in arguments:
-        if not argument.startswith("--config."):
-            continue
-        path = argument.removeprefix("--config.").split("=")[0]
-        if path not in known:
-            raise ValueError(f"config key {path!r} is unknown{near_matches(path, list(known))}")
+        name, _, text = argument.lstrip("-").partition("=")
+        path = name.removeprefix("no").removeprefix("config.")  # --noconfig.KEY: false
+        is_override = argument.startswith("-") and name.endswith(f"config.{path}")
+        if is_override and path not in known:
+            table = next((table for table in OPEN_TABLES if path.startswith(table)), "")
+            hint = f"; a config file may add rows to {table[:-1]}" if table else ""
+            near = near_matches(path, list(known))
+            raise ValueError(f"config key {path!r} is unknown{near}{hint}")
+        if is_override and "=" in argument:
+            argument = f"--{name}={_spelled(path, text, known[path])}"
+        read.append(argument)
+    return read
+
+
+def _spelled(path: str, text: str, default: Any) -> str:
+    """The text of an override as ml_collections reads it."""
+    wanted = type(default)
+    is_right = True
+    if wanted in (int, float):
+        try:
+            wanted(text)
+        except ValueError:
+            is_right = False
+    elif wanted is bool:
+        is_right = text.lower() in ("true", "false", "1", "0")
+    elif wanted is tuple and not text.startswith("("):
+        return repr(tuple(part for part in text.split(",") if part))
+    if not is_right:
+        raise ValueError(
+            f"{path}={text!r} must be of type {wanted.__name__}, such as its default {default!r}"
+        )
+    return text
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Refuse keys that the schema does not have and types that differ from the default's.
+    """Refuse unknown and missing keys, and types that differ from the default's.
 
     Two tables are open: `requests` (name -> instruction) and `llm.helpers`.
     """
-    schema = flatten(default_config())
-    for path, value in flatten(config).items():
+    schema, leaves = flatten(default_config()), flatten(config)
+    for path, value in leaves.items():
         if path.startswith(OPEN_TABLES):
             continue
         if path not in schema:
@@ -222,8 +277,11 @@ def check_keys(config: Mapping[str, Any]) -> None:
             continue
         if wanted is tuple and isinstance(value, list):
             continue
-        if not isinstance(value, wanted):
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise ValueError(f"{path}={value!r} must be of type {wanted.__name__}")
+    for path in schema:
+        if path not in leaves and not path.startswith(OPEN_TABLES):
+            raise ValueError(f"config key {path!r} is missing; start from default_config()")
 
 
 OPEN_TABLES = ("requests.", "llm.helpers.")
@@ -234,6 +292,7 @@ def validate(config: Any) -> None:
     check_keys(config)
     _check_ranges(config)
     _check_rollout(config)
+    _check_help(config)
     _check_learning(config)
 
 
@@ -244,12 +303,15 @@ def _require(holds: bool, message: str) -> None:
 
 def _check_ranges(config: Any) -> None:
     leaves = flatten(config)
+    for path, value in leaves.items():
+        if isinstance(value, int | float):
+            _require(0 <= value < math.inf, f"{path}={value} must be 0 or more; try {path}=0")
+        if path.endswith("_share") or path in SHARES:
+            _require(value <= 1, f"{path}={value} must be a share in [0, 1]; try {path}=0.5")
     for path in AT_LEAST_ONE:
         _require(leaves[path] >= 1, f"{path}={leaves[path]} must be at least 1; try {path}=1")
-    for path in NOT_NEGATIVE:
-        _require(leaves[path] >= 0, f"{path}={leaves[path]} must be 0 or more; try {path}=0")
-    for path in SHARES:
-        _require(0 <= leaves[path] <= 1, f"{path}={leaves[path]} must be a share in [0, 1]")
+    for path in POSITIVE:
+        _require(leaves[path] > 0, f"{path}={leaves[path]} must be above 0; try {path}=1.0")
     for path, allowed in ONE_OF.items():
         value = leaves[path]
         close = difflib.get_close_matches(str(value), allowed, n=1)
@@ -257,25 +319,17 @@ def _check_ranges(config: Any) -> None:
         _require(value in allowed, f"{path}={value!r} must be one of {', '.join(allowed)}{hint}")
 
 
+# No key of the schema can be negative or infinite; these are held tighter.
 AT_LEAST_ONE = (
     "rollout.rows", "rollout.max_segments", "rollout.max_asks", "rollout.steps_per_call",
     "rollout.prompts_per_call", "rl.problems", "rl.updates", "cold_start.batch",
-    "checkpoint.every", "checkpoint.keep", "evaluate.bootstrap", "log.every", "log.samples_every",
-    "llm.concurrency", "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp",
-    "mesh.model",
+    "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every", "checkpoint.keep",
+    "evaluate.bootstrap", "log.every", "log.samples_every", "llm.concurrency", "llm.reply_tokens",
+    "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
+    "reward.token_reference",
 )  # fmt: skip
-NOT_NEGATIVE = (
-    "seed", "rollout.temperature", "cold_start.steps", "cold_start.label_steps", "rl.iterations",
-    "rl.kl_weight", "rl.entropy_weight", "rl.learning_rate", "reward.turn", "reward.think",
-    "reward.leak", "reward.format", "reward.usd", "reward.token", "llm.retries", "llm.deadline_s",
-    "llm.backoff_s", "log.samples",
-)  # fmt: skip
-SHARES = (
-    "task.world.known_share", "task.world.faint_share", "task.world.held_out_share",
-    "task.world.leak_needed_share", "cold_start.ask_share", "cold_start.solve_share",
-    "cold_start.overshare", "cold_start.vague", "cold_start.drill_share",
-    "llm.scripted.knowledge_share", "llm.scripted.error_rate",
-)  # fmt: skip
+POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
+SHARES = ("cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate")  # and *_share
 ONE_OF = {
     "reward.quality": ("em", "f1"),
     "llm.share": ("request", "question", "all"),
@@ -308,9 +362,33 @@ def _check_rollout(config: Any) -> None:
         f"rollout.max_segments={rollout.max_segments} must be at least 2 with "
         "rollout.draft_first: a draft and the answer",
     )
+
+
+def _check_help(config: Any) -> None:
+    llm = config.llm
     _require(
-        len(config.requests) >= 1,
-        "requests is empty; name at least one kind, such as ask_fact",
+        len(config.requests) >= 1, "requests is empty; name at least one kind, such as ask_fact"
+    )
+    for name, instruction in config.requests.items():
+        _require(
+            isinstance(instruction, str) and bool(instruction.strip()),
+            f"requests.{name}={instruction!r} must be an instruction to the LLM; try "
+            f"requests.{name}='Give a hint, not the solution.'",
+        )
+    for name, row in llm.helpers.items():
+        _require(
+            isinstance(row, Mapping | ml_collections.ConfigDict),
+            f"llm.helpers.{name}={row!r} must be a table of settings, such as {{'hops': 1}}",
+        )
+    weights = [row.get("weight", llm.scripted.weight) for row in llm.helpers.values()]
+    _require(
+        not weights or sum(weights) > 0,
+        "every row of llm.helpers has weight 0, so none can be drawn; try weight=1.0",
+    )
+    _require(  # the config is written to disk
+        "@" not in llm.base_url,
+        "llm.base_url must hold no user or password; put the key into the variable that "
+        "llm.api_key_env names",
     )
 
 
@@ -327,6 +405,11 @@ def _check_learning(config: Any) -> None:
         config.cold_start.batch % parts == 0,
         f"cold_start.batch={config.cold_start.batch} must divide by mesh.data*mesh.fsdp={parts}; "
         f"try cold_start.batch={config.cold_start.batch * parts}",
+    )
+    _require(
+        rl.iterations == 0 or config.rollout.temperature > 0,
+        "rollout.temperature=0 makes the samples of a problem equal, so there is nothing to "
+        "compare; try rollout.temperature=1.0 or rl.iterations=0",
     )
     world = config.task.world
     _require(

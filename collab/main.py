@@ -1,10 +1,13 @@
-"""Command line: train (then evaluate), evaluate a checkpoint, or ask interactively.
+"""Train a small model that learns to ask a large one for help, evaluate it, or talk to it.
 
     python -m collab.main --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m collab.main --config=... --workdir=... --mode=evaluate [--checkpoint=STEP or FOLDER]
-    python -m collab.main --config=... --workdir=... --mode=ask
 
-Any key of the config can be set: --config.rl.iterations=40. collab/config.py explains them all.
+modes
+  --mode=train      train, then compare every strategy; the same command resumes a stopped run
+  --mode=evaluate   compare every strategy again, by --checkpoint
+  --mode=ask        answer your own questions, by --checkpoint; shows what leaves the machine
+
+Every key of the config can be set: --config.rl.iterations=40. collab/config.py explains them all.
 """
 
 from __future__ import annotations
@@ -12,60 +15,112 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from collab.config import check_overrides, default_config, flatten
+from collab.config import flatten, load_config, read_overrides, validate
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "A file of configs/; --config.KEY=VALUE overrides.")
-flags.DEFINE_string("workdir", None, "Folder of this run: data, checkpoints, metrics, plots.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "ask"], "What to do.")
-flags.DEFINE_string("checkpoint", "", "Step in workdir, or another run's folder; empty = newest.")
-flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-flags.DEFINE_string("coordinator", "", "host:port of process 0, for several processes; or 'auto'.")
-flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator=host:port.")
-flags.DEFINE_integer("process", 0, "Index of this process, with --coordinator=host:port.")
+config_flags.DEFINE_config_file("config", None, "a file of configs/; --config.KEY=VALUE overrides")
+flags.DEFINE_string("workdir", None, "folder of this run: data, checkpoints, metrics, plots")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "ask"], "what to do; train by default")
+flags.DEFINE_string("checkpoint", "", "a step in workdir or another run's folder; default: newest")
+flags.DEFINE_bool("debug", False, "show the traceback of an error")
+flags.DEFINE_string("coordinator", "", "several processes: host:port of process 0; a TPU pod: auto")
+flags.DEFINE_integer("processes", 1, "how many there are, with --coordinator=host:port")
+flags.DEFINE_integer("process", 0, "index of this one, with --coordinator=host:port")
+OWN_FLAGS = (
+    "config", "workdir", "mode", "checkpoint", "debug", "coordinator", "processes", "process",
+)  # fmt: skip
+EXAMPLE = "python -m collab.main --config=configs/quickstart.py --workdir=runs/quickstart"
+USER_ERRORS = (ValueError, OSError, flags.Error, FloatingPointError, RuntimeError, ImportError)
 
 
 def main(argv: list[str]) -> None:
     """Set up jax as the flags say, then hand over to `collab.run`."""
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; every option is --name=value")
-    for name in ("config", "workdir"):
-        if FLAGS[name].value is None:
-            raise ValueError(f"--{name} is missing; try {EXAMPLE}")
-    # Imported late, so that --help and a mistyped flag answer at once.
+    validate(FLAGS.config)
+    # Imported late, so that --help and a mistake answer at once.
     from collab import run
 
-    run.start_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     run.prepare(FLAGS.config, FLAGS.workdir)
+    run.start_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     getattr(run, FLAGS.mode)(FLAGS.config, FLAGS.workdir, FLAGS.checkpoint)
 
 
-EXAMPLE = "python -m collab.main --config=configs/quickstart.py --workdir=runs/quickstart"
+def cli(arguments: Sequence[str]) -> int:
+    """Run `main` and return the exit status; an error of the user's is one line on stderr.
 
-
-def cli() -> None:
-    """Run `main`; an error of the user's ends in one line on stderr and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "orbax", "jax", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    is_debug = any(argument.startswith("--debug") for argument in sys.argv)
+    arguments: as in `sys.argv`, which they must be: the config's flags read that.
+    """
+    if HELP_WORDS & set(arguments[1:]):
+        print(help_text())
+        return 0
+    set_up_logging()
     try:
-        check_overrides(sys.argv[1:], flatten(default_config()))
-        app.run(main, flags_parser=lambda arguments: FLAGS(arguments))
+        main(_read_flags(arguments))
     except USER_ERRORS as error:
-        if is_debug:
+        if "--debug" in arguments or FLAGS["debug"].value:  # they may not have been parsed yet
             raise
-        print(f"error: {error}", file=sys.stderr)
-        # Threads of the LLM client may still wait for a server.
-        sys.stderr.flush()
-        os._exit(1)
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command starts or resumes the run", file=sys.stderr)
+        return 1
+    return 0
 
 
-USER_ERRORS = (ValueError, OSError, flags.Error, FloatingPointError, RuntimeError)
+def _read_flags(arguments: Sequence[str]) -> list[str]:
+    """Parse the flags, mistakes in the config first: absl would wrap them. Returns the rest."""
+    app.define_help_flags()  # --helpfull
+    for index, argument in enumerate(arguments):
+        if argument.lstrip("-") == "config" and index + 1 < len(arguments):
+            joined = f"{argument}={arguments[index + 1]}"
+            arguments = [*arguments[:index], joined, *arguments[index + 2 :]]
+    given = dict(argument.lstrip("-").split("=", 1) for argument in arguments if "=" in argument)
+    if "config" in given:
+        known = flatten(load_config(given["config"]))
+        sys.argv[1:] = read_overrides(arguments[1:], known)
+    rest: list[str] = FLAGS(sys.argv)
+    for name in ("config", "workdir"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name} is missing; try {EXAMPLE}")
+    return rest
+
+
+def set_up_logging() -> None:
+    """Our own lines without a prefix; of other libraries only warnings.
+
+    `absl.app.run` would let absl print every step of Orbax and TFDS, so it isn't used.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("collab").setLevel(logging.INFO)
+
+
+def help_text() -> str:
+    """What --help prints: this module's docstring and its flags."""
+    lines = [f"  --{name:<13} {FLAGS[name].help}" for name in OWN_FLAGS]
+    return "\n".join(
+        [__doc__ or "", "flags", *lines, "  --helpfull      every flag of every library"]
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says in one line; where there was more, how to see it."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is missing; pip install -e . brings what every run needs"
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} (--debug shows more)" if more else first
+
+
+HELP_WORDS = {"--help", "-help", "-h", "--helpshort"}
 
 if __name__ == "__main__":
-    cli()
+    status = cli(sys.argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)  # threads of the LLM client may still wait for a server

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import logging
 import pathlib
+import sys
+import tempfile
 import time
 from typing import Any
 
@@ -13,8 +17,8 @@ import jax
 
 from collab import plots, report, sharding
 from collab.assembly import Assembly, assemble
-from collab.checkpoint import Checkpointer, install_signal_handlers
-from collab.config import validate
+from collab.checkpoint import Checkpointer, StopFlag, install_signal_handlers
+from collab.config import flatten, validate
 from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.metrics import make_writers
 from collab.rewards import score
@@ -43,8 +47,14 @@ def prepare(config: Any, workdir: str) -> None:
     validate(config)
     load_objective(config.rl.objective)
     check_strategies(config)
-    folder = pathlib.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={workdir} is no folder to write to ({error.strerror}); name another"
+        ) from error
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -56,52 +66,86 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     if checkpoint:
         raise ValueError("--checkpoint is for --mode=evaluate and ask; training resumes by itself")
     started = time.monotonic()
+    _check_same_run(config, pathlib.Path(workdir), is_resumed=True)
+    _write_config(config, pathlib.Path(workdir))
     stop = install_signal_handlers()
-    assembly = assemble(config, workdir)
-    _write_config(config, assembly.workdir)
+    try:
+        assembly = assemble(config, workdir)
+        with contextlib.closing(assembly.client):
+            trainer = _trained(assembly, stop)
+            if trainer.step < trainer.total:
+                _log.info("stopped at step %d of %d; the same command goes on", trainer.step,
+                          trainer.total)  # fmt: skip
+                return
+            stop.uninstall()
+            evaluation = Evaluator(assembly, trainer.state.params, trainer.reference).run()
+    finally:
+        stop.uninstall()
+    plots.training_curves(assembly.workdir / "metrics.jsonl", assembly.workdir / "plots")
+    _publish(assembly, evaluation, time.monotonic() - started)
+    _log.info("compiled programs: %s", json.dumps(trainer.programs()))
+
+
+def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
+    """A trainer that has run to the end, or until it was told to stop."""
+    config = assembly.config
+    if config.cold_start.steps and not hasattr(assembly.task, "next_step"):
+        raise ValueError(
+            f"task.name={config.task.name!r} has no worked solutions to imitate; set "
+            "cold_start.steps=0"
+        )
     _log.info(
         "%s: %d training questions, %s, %d rows on %d device(s) of kind %s",
         assembly.task.name,
         len(assembly.task.problems("train")),
-        config.model.preset,
+        config.model.preset or config.model.weights,
         config.rollout.rows,
         assembly.mesh.size,
         jax.devices()[0].device_kind,
     )
-    with make_writers(config.log, workdir) as writer:
+    with make_writers(config.log, assembly.workdir) as writer:
         trainer = Trainer(assembly, writer, stop.should_stop)
         trainer.run()
-    if trainer.step < trainer.total:
-        _log.info("stopped at step %d of %d; the same command goes on", trainer.step, trainer.total)
-        return
-    stop.uninstall()
-    plots.training_curves(assembly.workdir / "metrics.jsonl", assembly.workdir / "plots")
-    evaluation = Evaluator(assembly, trainer.state.params, trainer.reference).run()
-    _publish(assembly, evaluation, time.monotonic() - started)
-    _log.info("compiled programs: %s", json.dumps(trainer.programs()))
+    return trainer
 
 
 def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
     """Evaluate the newest (or given) checkpoint of this run, or of another run's folder."""
     started = time.monotonic()
     assembly, params, reference = _restored(config, workdir, checkpoint)
-    evaluation = Evaluator(assembly, params, reference).run()
+    with contextlib.closing(assembly.client):
+        evaluation = Evaluator(assembly, params, reference).run()
     _publish(assembly, evaluation, time.monotonic() - started)
 
 
 def ask(config: Any, workdir: str, checkpoint: str) -> None:
-    """Answer questions from the terminal by the learned policy; show what leaves the machine."""
+    """Questions from the terminal, answered by the learned policy; shows what leaves the machine.
+
+    Bytes that are no UTF-8 read as U+FFFD. A question too long for rollout.capacity is not run.
+    """
     assembly, params, _ = _restored(config, workdir, checkpoint)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     print("notes on one line (private, may be empty), then questions; an empty question ends.")
-    notes = input("notes: ").strip()
+    notes = _typed("notes: ")
     count = 0
-    while question := input("question: ").strip():
-        problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
-        job = Job(problem, (config.seed, count, 0), helper=next(iter(assembly.helpers)))
-        episode = assembly.engine.run(params, [job], temperature=0.0)[0]
-        text = describe(episode, score(episode, config.reward), show_private=True)
-        print("\n".join(line for line in text.splitlines() if not line.startswith("gold")))
-        count += 1
+    with contextlib.closing(assembly.client):
+        while question := _typed("question: "):
+            problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
+            job = Job(problem, (config.seed, count, 0), helper=next(iter(assembly.helpers)))
+            episode = assembly.engine.run(params, [job], temperature=0.0)[0]
+            text = describe(episode, score(episode, config.reward), show_private=True)
+            print("\n".join(line for line in text.splitlines() if not line.startswith("gold")))
+            count += 1
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal; "" at its end."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print()
+        return ""
 
 
 def _units(notes: str) -> tuple[PrivateUnit, ...]:
@@ -119,6 +163,7 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
         )
     if not (source / "tokenizer").is_dir():
         raise ValueError(f"no tokenizer in {source}; it is not the folder of a run")
+    _check_same_run(config, source, is_resumed=False)
     assembly = assemble(config, str(source))
     assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
     trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
@@ -135,8 +180,45 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
     return assembly, restored.state["learner"].params, restored.state["reference"]
 
 
+# Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
+FIXED_BY_TOKENIZER = ("tokenizer.", "requests")
+FIXED_BY_CHECKPOINT = ("model.preset",)
+FIXED_BY_RUN = ("task.name", "task.world.")
+FIXED_BY_PROGRESS = ("seed", "cold_start.steps")
+
+
+def _check_same_run(config: Any, folder: pathlib.Path, *, is_resumed: bool) -> None:
+    """Raise ValueError if what stands in a run's folder was made with another config.
+
+    is_resumed: training goes on in it, so that the task, too, must be the same.
+    """
+    if not (folder / "config.json").is_file() or not (folder / "tokenizer").is_dir():
+        return
+    has_trained = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    fixed = FIXED_BY_TOKENIZER + (FIXED_BY_CHECKPOINT if has_trained else ())
+    if is_resumed:
+        fixed += FIXED_BY_RUN + (FIXED_BY_PROGRESS if has_trained else ())
+    saved = _comparable(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    leaves = _comparable(json.loads(config.to_json_best_effort()))
+    for path, now in leaves.items():
+        before = saved.get(path, now)  # a key that is newer than the run
+        if path.startswith(fixed) and before != now:
+            raise ValueError(
+                f"{path}={now!r}, but what stands in {folder} was made with {path}={before!r}; "
+                "set it back, or name a new --workdir"
+            )
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Leaves by path; of the requests only their names, since their wording may change."""
+    return flatten({**config, "requests": sorted(config["requests"])})
+
+
 def _write_config(config: Any, folder: pathlib.Path) -> None:
-    (folder / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    if sharding.is_first_process():
+        temporary = folder / "config.json.tmp"
+        temporary.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / "config.json")
 
 
 def _publish(assembly: Assembly, evaluation: Evaluation, wall_s: float) -> None:
