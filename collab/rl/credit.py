@@ -34,41 +34,41 @@ def assign(
 ) -> dict[str, float]:
     """Write the advantages of P*G episodes (group after group) into `batch`, in place.
 
-    Returns the share of groups without any variance, which teach nothing.
+    An episode that is not trainable is masked out, and its siblings are credited as if it had not
+    been there. Returns the share of groups without any variance, which teach nothing.
     """
-    usable = np.array([is_trainable(episode) for episode in episodes]).reshape(-1, samples)
-    reward_PG = _fill(np.array([term.reward for term in terms]).reshape(-1, samples), usable)
-    leak_PG = _fill(np.array([term.leak for term in terms]).reshape(-1, samples), usable)
-    task_PG = reward_PG + leak_weight * leak_PG
-    scale_P1 = group_scale(reward_PG, standardise=standardise)
-    # One scale for both parts, so that their ratio stays the reward's.
-    advantage_PG = objective.advantages(task_PG, standardise=False) * scale_P1
-    for index, (episode, term) in enumerate(zip(episodes, terms, strict=True)):
-        group, sample = divmod(index, samples)
-        if not usable[group, sample]:
-            batch.written_BN[index], batch.choice_BK[index] = False, False
+    flat, starts = 0, range(0, len(episodes), samples)
+    for first in starts:
+        members = []
+        for index in range(first, first + samples):
+            if is_trainable(episodes[index]):
+                members.append(index)
+            else:
+                batch.written_BN[index], batch.choice_BK[index] = False, False
+        if not members:
+            flat += 1
             continue
-        first = group * samples
-        siblings = terms[first : first + samples]
-        requests = [share for sibling in siblings for share in sibling.leak_by_exchange]
-        _assign_one(
-            batch,
-            index,
-            episode,
-            leak_by_exchange=term.leak_by_exchange,
-            advantage=float(advantage_PG[group, sample]),
-            price=float(leak_weight * scale_P1[group, 0]),
-            mean_leak=float(np.mean(requests)) if requests else 0.0,
-        )
-    flat_P = (task_PG.std(axis=1) < 1e-6) & (leak_PG.max(axis=1) < 1e-6)
-    return {"zero_variance_groups": float(flat_P.mean())}
-
-
-def _fill(value_PG: np.ndarray, usable_PG: np.ndarray) -> np.ndarray:
-    """Replace what is not usable by the mean of its usable siblings: advantage zero for it."""
-    count_P1 = np.maximum(usable_PG.sum(axis=1, keepdims=True), 1)
-    mean_P1 = np.where(usable_PG, value_PG, 0.0).sum(axis=1, keepdims=True) / count_P1
-    return np.where(usable_PG, value_PG, mean_P1)
+        reward_1G = np.array([[terms[index].reward for index in members]])
+        leak_1G = np.array([[terms[index].leak for index in members]])
+        task_1G = reward_1G + leak_weight * leak_1G
+        flat += bool(task_1G.std() < 1e-6 and leak_1G.max() < 1e-6)
+        # One scale for both parts, so that their ratio stays the reward's.
+        scale = group_scale(reward_1G, standardise=standardise)[0, 0]
+        advantage_G = np.zeros(1)  # of an episode without siblings
+        if len(members) > 1:
+            advantage_G = objective.advantages(task_1G, standardise=False)[0] * scale
+        requests = [share for index in members for share in terms[index].leak_by_exchange]
+        for index, advantage in zip(members, advantage_G, strict=True):
+            _assign_one(
+                batch,
+                index,
+                episodes[index],
+                leak_by_exchange=terms[index].leak_by_exchange,
+                advantage=float(advantage),
+                price=float(leak_weight * scale),
+                mean_leak=float(np.mean(requests)) if requests else 0.0,
+            )
+    return {"zero_variance_groups": flat / len(starts)}
 
 
 def _assign_one(
