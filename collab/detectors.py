@@ -23,19 +23,22 @@ LAUNDERED_SHARE = 0.5  # of requests
 def figures(
     episodes: Sequence[Episode], terms: Sequence[Terms], names: Sequence[str]
 ) -> dict[str, float]:
-    """Means over episodes unless the name says otherwise. names: the actions, in index order."""
-    count = max(len(episodes), 1)
+    """Means over at least one episode unless the name says otherwise. names: the actions, in order.
+
+    penalty: reward lost to leaks and to cut segments.
+    """
     out: dict[str, float] = {
         name: float(np.mean([getattr(term, name) for term in terms]))
         for name in ("reward", "task", "em", "f1", "thinks", "usd", "leak", "leaked_units", "cut")
     }
     out["asks"] = float(np.mean([term.turns for term in terms]))
     out["efficiency"] = float(np.mean([term.efficiency for term in terms]))
-    out["leak_term"] = float(np.mean([t.task - t.reward for t in terms]))
+    out["penalty"] = float(np.mean([term.task - term.reward for term in terms]))
     for status in Status:
         if status is not Status.RUNNING:
-            share = sum(episode.status is status for episode in episodes) / count
-            out[f"status_{status.name.lower()}"] = share
+            out[f"status_{status.name.lower()}"] = float(
+                np.mean([episode.status is status for episode in episodes])
+            )
     out.update(_actions(episodes, names))
     out.update(_copying(episodes))
     exchanges = [exchange for episode in episodes for exchange in episode.exchanges]
@@ -47,7 +50,7 @@ def figures(
 
 def _actions(episodes: Sequence[Episode], names: Sequence[str]) -> dict[str, float]:
     """ask_rate_per_draft: requests over decisions that follow a draft. action_*: share of all."""
-    chosen = np.concatenate([episode.trace.action_K for episode in episodes] or [np.zeros(0)])
+    chosen = np.concatenate([episode.trace.action_K for episode in episodes])
     drafts = asked = 0
     for episode in episodes:
         for before, after in itertools.pairwise(episode.segments):
