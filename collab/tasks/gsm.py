@@ -288,9 +288,10 @@ class GsmTask:
 
         None also where the belief is the answer already, told by a helper in one go.
         """
-        steps = problem.steps
-        is_told = index > 0 and belief == problem.answers[0] != steps[index - 1].answer
-        return steps[index] if index < len(steps) and not is_told else None
+        if index >= len(problem.steps):
+            return None
+        is_told = belief == problem.answers[0] != problem.steps[index - 1].answer
+        return None if index > 0 and is_told else problem.steps[index]
 
     def chain_request(self, problem: Problem, index: int, belief: str) -> str:
         """The remaining steps as one nested expression: "What is (36 + 17) - 9?".
