@@ -49,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "tokenizer": {
                 "kind": "sentencepiece",  # byte, sentencepiece (trained on the task), gguf, hf
-                "vocabulary": 768,  # pieces, for a trained one
+                "vocabulary": 832,  # pieces, for a trained one
             },
             "model": {
                 "preset": "tiny",  # a row of collab.models.presets.PRESETS
@@ -123,6 +123,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "steps": 500,
                 "batch": 48,  # rows
                 "drill_share": 0.08,  # of rows that list remembered facts
+                "read_share": 0.25,  # of rows that list what the notes hold
+                "short_steps": 300,  # first of these steps, on traces of at most short_tokens
+                "short_tokens": 64,
                 "learning_rate": 4e-3,
                 "warmup": 50,
                 "decision_weight": 0.2,

@@ -31,6 +31,7 @@ from collab.types import (
     Trace,
 )
 
+DRILLED = 8  # facts a row: as many drafts as a long episode has
 Teacher = Callable[[HelpRequest], Feedback]
 
 
@@ -116,35 +117,68 @@ class Synthesiser:
     teacher: Teacher
     helpers: Sequence[str]
 
-    def batch(self, problems: Sequence[Problem], rng: np.random.Generator) -> list[Trace]:
+    def batch(
+        self, problems: Sequence[Problem], rng: np.random.Generator, *, longest: int = 0
+    ) -> list[Trace]:
         """Whole episodes, and a share of bare facts where the task can drill them.
 
+        longest: only traces of at most so many tokens, and the notes cut to the sentences that a
+        solution reads; 0 = no such limit. What a network must find in 50 tokens it finds sooner.
         Raises: ValueError when hardly any worked solution fits the limits, with the keys to raise.
         """
         size, drills = self.settings["batch"], 0
         if hasattr(self.task, "drill"):
             drills = max(1, round(size * self.settings["drill_share"]))
-        batch = [self.drill(rng) for _ in range(drills)]
+        batch = [self.drill(rng, longest or self.limits.capacity) for _ in range(drills)]
+        if hasattr(self.task, "readings"):
+            for _ in range(round(size * self.settings["read_share"])):
+                problem = problems[int(rng.integers(len(problems)))]
+                batch.append(self.reading(problem, rng, longest or self.limits.capacity))
         tried = 0
         while len(batch) < size:
             tried += 1
+            if tried > 50 * size:
+                raise ValueError(
+                    "hardly any worked solution fits the limits; raise rollout.capacity, "
+                    "think_tokens, request_tokens, reply_tokens or cold_start.short_tokens"
+                )
             problem = problems[int(rng.integers(len(problems)))]
             try:
-                batch.append(self.episode(problem, rng))
+                if longest:
+                    problem = _shortened(problem, longest / self.limits.capacity, rng)
+                trace = self.episode(problem, rng)
             except TraceDoesNotFit:
-                if tried > 20 * size:
-                    raise ValueError(
-                        "hardly any worked solution fits the rollout's limits; raise "
-                        "rollout.capacity, think_tokens, request_tokens or reply_tokens"
-                    ) from None
+                continue
+            if not longest or len(trace.tokens_S) <= longest:
+                batch.append(trace)
         return batch
 
-    def drill(self, rng: np.random.Generator) -> Trace:
-        """Remembered facts as drafts without a prompt, as many as an episode has segments."""
+    def drill(self, rng: np.random.Generator, longest: int) -> Trace:
+        """Remembered facts as drafts without a prompt, as many as fit, at most 8."""
         writer = TraceWriter(self.tokenizer, self.names, self.limits)
         writer.tokens, writer.written = [self.tokenizer.control["bos"]], [False]
-        for _ in range(self.limits.max_segments - 1):
+        for _ in range(min(DRILLED, self.limits.max_segments - 1)):
+            if len(writer.tokens) + self.limits.think_tokens > longest:
+                break
             writer.segment(THINK_ID, self.task.drill(rng).statement, is_choice=False)
+        return writer.trace()
+
+    def reading(self, problem: Problem, rng: np.random.Generator, longest: int) -> Trace:
+        """What some sentences of the notes tell, as drafts in another order; no question."""
+        encode = self.tokenizer.encode
+        sentences = _sentences(problem.notes)
+        notes, steps, total = "", [], 3
+        for index in rng.permutation(len(sentences)):
+            sentence = f"{sentences[index]} . "
+            found = self.task.readings(dataclasses.replace(problem, notes=sentence.strip()))
+            total += len(encode(sentence)) + sum(len(encode(s.statement)) + 2 for s in found)
+            if total > longest or len(steps) + len(found) >= self.limits.max_segments:
+                break
+            notes, steps = notes + sentence, [*steps, *found]
+        writer = TraceWriter(self.tokenizer, self.names, self.limits)
+        writer.prompt(dataclasses.replace(problem, question="", notes=notes.strip()))
+        for index in rng.permutation(len(steps)):
+            writer.segment(THINK_ID, steps[index].statement, is_choice=False)
         return writer.trace()
 
     def episode(self, problem: Problem, rng: np.random.Generator) -> Trace:
@@ -211,11 +245,26 @@ class Synthesiser:
         return [answer for query, answer in told if is_chain or query == draft.query]
 
 
+def _shortened(problem: Problem, share: float, rng: np.random.Generator) -> Problem:
+    """The problem with the sentences that its local steps read, and a share of the others."""
+    wanted = [step.answer for step in problem.steps if step.is_local]
+    kept = [
+        sentence
+        for sentence in _sentences(problem.notes)
+        if rng.random() < share or any(answer in sentence for answer in wanted)
+    ]
+    return dataclasses.replace(problem, notes="".join(f"{s} . " for s in kept).strip())
+
+
 def _some_notes(problem: Problem, rng: np.random.Generator) -> str:
     """One or two sentences of the private notes, to be sent along; "" without notes."""
-    sentences = [part.strip() for part in problem.notes.split(" .") if part.strip()]
+    sentences = _sentences(problem.notes)
     if not sentences:
         return ""
     count = min(len(sentences), int(rng.integers(1, 3)))
     chosen = rng.choice(len(sentences), size=count, replace=False)
     return "".join(f"{sentences[index]} . " for index in sorted(chosen))
+
+
+def _sentences(notes: str) -> list[str]:
+    return [part.strip() for part in notes.split(" .") if part.strip()]

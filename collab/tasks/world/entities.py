@@ -1,14 +1,13 @@
 """Entities, facts and the SLM's memory of them, all drawn from one seed.
 
-Names are two made-up words; no word serves two types, and within a type every word serves about as
-many names as any other. A world is cheap to draw (milliseconds), so it is never stored.
+Names are two made-up words: the first is one entity's alone, the second is shared by a few of the
+same type, as surnames are. No word serves two types. A world is cheap to draw (milliseconds), so it is never stored.
 """
 
 from __future__ import annotations
 
 import enum
 import itertools
-import math
 
 import numpy as np
 
@@ -22,8 +21,12 @@ _ONSETS = (
     *("ba", "de", "fo", "gu", "ka", "lo", "mi", "nu"),
     *("pe", "ra", "so", "ti", "vu", "ze", "ja", "he"),
 )
-_ENDINGS = ("no", "bel", "rim", "sa", "tok", "len", "dar", "vi", "mos", "ku", "fen", "lo")
-_WORDS = 48  # first words, and as many second words, that a default world spends
+_ENDINGS = (
+    *("no", "bel", "rim", "sa", "tok", "len", "dar", "vi"),
+    *("mos", "ku", "fen", "lo", "gan", "pur", "zet", "hil"),
+)
+_NAMES_PER_SECOND_WORD = 4
+_PEOPLE_PER_STRANGER = 4
 
 
 class Recall(enum.Enum):
@@ -85,17 +88,15 @@ class World:
     # --- how it is drawn -------------------------------------------------------------------
 
     def _name(self, rng: np.random.Generator) -> None:
-        counts = {kind: self.settings.count(kind) for kind in TYPES}
-        total = sum(counts.values())
-        spent = {  # words each for first and second place: a share of the pool, but enough pairs
-            kind: max(math.ceil(math.sqrt(2 * count)), min(count, round(_WORDS * count / total)))
-            for kind, count in counts.items()
-        }
-        words = iter(_made_up_words(2 * sum(spent.values()), rng))
-        for kind, count in counts.items():
-            firsts = list(itertools.islice(words, spent[kind]))
-            seconds = list(itertools.islice(words, spent[kind]))
-            names = _pairs(firsts, seconds, rng)
+        wanted = {kind: self.settings.count(kind) for kind in TYPES}
+        wanted[PERSON] += max(2, wanted[PERSON] // _PEOPLE_PER_STRANGER)
+        shared = {kind: -(-count // _NAMES_PER_SECOND_WORD) for kind, count in wanted.items()}
+        words = iter(_made_up_words(sum(wanted.values()) + sum(shared.values()), rng))
+        for kind in TYPES:
+            seconds = list(itertools.islice(words, shared[kind]))
+            firsts = itertools.islice(words, wanted[kind])
+            names = [f"{first} {seconds[i % len(seconds)]}" for i, first in enumerate(firsts)]
+            count = self.settings.count(kind)
             self.entities[kind] = tuple(names[:count])
             if kind == PERSON:
                 self.strangers = tuple(names[count:])
@@ -146,12 +147,3 @@ def _made_up_words(count: int, rng: np.random.Generator) -> list[str]:
         if len(words) == count:
             return words
     raise AssertionError("itertools.count never ends")
-
-
-def _pairs(firsts: list[str], seconds: list[str], rng: np.random.Generator) -> list[str]:
-    """All names "first second", ordered so that any leading part uses the words evenly."""
-    size = len(firsts)
-    shifts = rng.permutation(size)
-    return [
-        f"{firsts[row]} {seconds[(row + shift) % size]}" for shift in shifts for row in range(size)
-    ]

@@ -23,14 +23,14 @@ POSSESSIVE = "'s"
 EQUALS = "="
 UNKNOWN = "i do not know"
 
-_NOTES = {  # two wordings of each line
+_NOTES = {  # two wordings of each line; the value stands last, where copying is learned soonest
     "name": ("my name is {}", "i am {}"),
     "birth date": ("i was born on {}", "my birthday is {}"),
     "condition": ("my condition is {}", "i have {}"),
-    "doctor": ("my doctor is {}", "{} is my doctor"),
-    "friend": ("my friend is {}", "{} is my friend"),
-    "clinic": ("my clinic is {}", "{} is my clinic"),
-    "film": ("my film is {}", "{} is my film"),
+    "doctor": ("my doctor is {}", "my own doctor is {}"),
+    "friend": ("my friend is {}", "my own friend is {}"),
+    "clinic": ("my clinic is {}", "my own clinic is {}"),
+    "film": ("my film is {}", "my favourite film is {}"),
     "home": ("my home is {}", "i live in {}"),
 }
 _OPENERS = ("what is {} ?", "which is {} ?", "tell me {} .", "i need {} .")
@@ -61,9 +61,29 @@ def note_lines(
     """
     relation, subject, value = hop
     said = [_NOTES[key][int(rng.integers(2))].format(value) for key, value in lines.items()]
-    phrase = f"the {relation} of {subject}"
-    said.append(f"{phrase} is {value}" if rng.random() < 0.5 else f"{value} is {phrase}")
+    phrases = (f"the {relation} of {subject}", f"{subject} {POSSESSIVE} {relation}")
+    said.append(f"{phrases[int(rng.integers(2))]} is {value}")
     return " . ".join(said[index] for index in rng.permutation(len(said))) + " ."
+
+
+def read_notes(notes: str) -> list[tuple[str, str]]:
+    """What the notes tell of references, as (query, value): ("my clinic", "tibel fosa")."""
+    found = []
+    for line in notes.removesuffix(" .").split(" . "):
+        for key in REFERENCES:
+            for wording in _NOTES[key]:
+                start = wording.removesuffix("{}")
+                if line.startswith(start):
+                    found.append((f"my {key}", line.removeprefix(start)))
+        for name, relation in RELATIONS.items():
+            told, separator, value = line.partition(" is ")
+            if relation.is_local and separator:
+                before, after = f"the {name} of ", f" {POSSESSIVE} {name}"
+                if told.startswith(before):
+                    found.append((f"{name} of {told.removeprefix(before)}", value))
+                elif told.endswith(after):
+                    found.append((f"{name} of {told.removesuffix(after)}", value))
+    return found
 
 
 def question(chain: Chain, rng: np.random.Generator) -> str:

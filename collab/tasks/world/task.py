@@ -87,6 +87,11 @@ class WorldTask:
             raise ValueError(f"step.query={step.query!r} is no fact of this world")
         return self.world.recall(fact, rng)
 
+    def readings(self, problem: Problem) -> Sequence[Step]:
+        return [
+            Step(query, value, is_local=True) for query, value in language.read_notes(problem.notes)
+        ]
+
     def drill(self, rng: np.random.Generator) -> Step:
         return self.world.drill(rng)
 

@@ -24,8 +24,11 @@ from collab.tasks.world.schema import Settings
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Writes the three splits of one world."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it whenever the same settings give other problems
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")  # raise it whenever the same settings give other problems
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.1.0": "In the notes, values follow what they are the value of.",
+        "1.0.0": "First release.",
+    }
 
     def __init__(self, *, settings: Settings | None = None, **kwargs: Any) -> None:
         """Take the builder's own arguments and `settings`; None is the default config's."""
