@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from collab.tasks import arithmetic
@@ -91,3 +92,53 @@ def test_no_equation(sentence: str) -> None:
 def test_long_text_is_read_in_linear_time(text: str) -> None:
     for _, value in arithmetic.find_expressions(text * 10):
         assert isinstance(value, Fraction)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("36 + 17", ["36 + 17 = 53"]),
+        ("(36 + 17) - 9", ["36 + 17 = 53", "53 - 9 = 44"]),
+        ("2 * ((1 + 2) * (4 + 5))", ["1 + 2 = 3", "4 + 5 = 9", "3 * 9 = 27", "2 * 27 = 54"]),
+        ("(18 * 7) + (18 * 7)", ["18 * 7 = 126", "126 + 126 = 252"]),  # equal ones once
+        ("4 * (12)", ["4 * 12 = 48"]),  # a lone number is no step
+        ("(1 / 16) * 2", ["1 / 16 = 1/16", "0.0625 * 2 = 1/8"]),
+        ("(1 / 3) * 3", ["(1 / 3) * 3 = 1"]),  # no decimal form
+        ("4 - (3 - 5)", ["4 - (3 - 5) = 6"]),  # below zero
+    ],
+)
+def test_take_apart(expression: str, expected: list[str]) -> None:
+    found = arithmetic.take_apart(expression)
+    assert [f"{part} = {value}" for part, value in found] == expected
+
+
+def test_take_apart_refuses_what_is_no_arithmetic() -> None:
+    with pytest.raises(ValueError, match="divides by zero"):
+        arithmetic.take_apart("(1 / 0) + 1")
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected"),
+    [
+        ([("2 + 3", "5")], "2 + 3"),
+        ([("2 + 3", "5"), ("5 * 4", "20")], "(2 + 3) * 4"),
+        ([("2 + 3", "5"), ("5 * 4", "20"), ("20 - 5.0", "15")], "((2 + 3) * 4) - (2 + 3)"),
+        ([("2 + 3", "5"), ("15 * 4", "60")], "15 * 4"),  # 15 holds a 5, but is another number
+    ],
+)
+def test_nest(chain: list[tuple[str, str]], expected: str) -> None:
+    assert arithmetic.nest(chain) == expected
+
+
+def test_nested_chains_have_the_chains_value_and_steps() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        chain, value = [], Fraction(int(rng.integers(1, 50)))
+        for _ in range(int(rng.integers(1, 6))):
+            number, sign = int(rng.integers(1, 50)), "+*"[int(rng.integers(2))]
+            expression = f"{value} {sign} {number}"
+            value = arithmetic.evaluate(expression)
+            chain.append((expression, str(value)))
+        found = arithmetic.take_apart(arithmetic.nest(chain))
+        assert found[-1][1] == value
+        assert {str(part) for _, part in found} <= {answer for _, answer in chain}

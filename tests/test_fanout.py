@@ -209,3 +209,19 @@ def test_wrong_answers_are_wrong_and_of_the_same_kind(task: FanoutTask) -> None:
     draws = {task.knowledge.wrong_answer(age, rng) for _ in range(20)}
     assert "45" not in draws
     assert len(draws) > 1
+
+
+# --- worked solutions ------------------------------------------------------------------------
+
+
+def test_requests_for_what_remains_name_the_last_step(task: FanoutTask) -> None:
+    problem = named(task, "What is the batting hand of each of the first five picks")
+    assert task.chain_request(problem, 0, "") == problem.question
+    request = task.chain_request(problem, 3, "Left")
+    told = "What is the batting hand of Mark Mulder? = Left"
+    assert request == f"{problem.question} So far: {told}"
+    resolution = task.knowledge.resolve(request)
+    assert resolution is not None
+    assert resolution.steps == problem.steps[3:]
+    other = request.replace("first five picks", "first five winners of the Zorblax cup")
+    assert task.knowledge.resolve(other) is None

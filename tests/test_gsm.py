@@ -218,6 +218,7 @@ NOTES = [
      "15*30=<<15*30=450>>450\n450*2=<<450*2=900>>900\n#### 900"),
     ("Mia reads 20 pages of her novel on Monday and half as many on Friday. How many in all?",
      "She reads twenty half pages = 10 on Friday\n20+10=<<20+10=30>>30\n#### 30"),
+    ("Bea buys tea.", "2*(8+4)=<<2*(8+4)=24>>24\n#### 24"),
     ("Tim cuts a rope into pieces.", "We divide each side, leaving x=14\n#### 14"),
     ("Eve ties ropes into a knot.", "We divide each side, leaving x=15\n#### 15"),
 ]  # fmt: skip
@@ -241,6 +242,10 @@ def knowledge(tmp_path_factory: pytest.TempPathFactory) -> GsmKnowledge:
         ("She reads twenty half pages", ["10"]),
         ("What is 12 * 8?", ["96"]),
         ("12 pens x 8 boxes = 95?", ["96"]),
+        ("What is (12 * 30) * 2?", ["360", "720"]),  # bracket by bracket
+        ("What is 2 * (8 + 4)?", ["24"]),  # a worked solution takes it in one go
+        (NOTES[0][0] + " So far: 12 * 30 = 360", ["720"]),
+        (NOTES[0][0] + " So far: 12 * 30 = 361", ["720"]),  # a false belief is still behind us
         ("10 / 4", ["2.5"]),
     ],
 )
@@ -303,3 +308,28 @@ def test_wrong_answer_is_wrong_and_keeps_the_sign(task: GsmTask, answer: str) ->
     assert all((float(value) < 0) == (float(answer) < 0) for value in drawn)
     again = np.random.default_rng(0)
     assert task.knowledge.wrong_answer(Step("q", answer), again) in drawn
+
+
+# --- worked solutions ------------------------------------------------------------------------
+
+
+def test_requests_for_what_remains(task: GsmTask) -> None:
+    steps = (Step("72 * 0.5", "36"), Step("36 + 17", "53"), Step("53 - 9", "44"))
+    problem = Problem("p", "How many pebbles?", ("44",), steps=steps)
+    assert task.chain_request(problem, 0, "") == "What is ((72 * 0.5) + 17) - 9?"
+    assert task.chain_request(problem, 1, "36") == "What is (36 + 17) - 9?"
+    spoken = Problem("s", "How old?", ("7",), steps=(Step("14 / 2", "7"), Step("leaving x", "7")))
+    assert task.chain_request(spoken, 0, "") == "How old?"
+    assert task.chain_request(spoken, 1, "7") == "How old? So far: 14 / 2 = 7"
+
+
+def test_the_path_ends_with_the_steps_or_where_the_answer_is_told(task: GsmTask) -> None:
+    steps = (Step("3 * 4", "12"), Step("12 + 8", "20"), Step("20 / 2", "10"))
+    problem = Problem("p", "How many?", ("10",), steps=steps)
+    assert task.next_step(problem, 0, "") == steps[0]
+    assert task.next_step(problem, 1, "13") == steps[1]  # as it is
+    assert task.next_step(problem, 1, "10") is None
+    assert task.next_step(problem, 3, "10") is None
+    assert task.next_step(problem, 5, "10") is None
+    same = Problem("q", "How many?", ("12",), steps=(Step("3 * 4", "12"), Step("24 / 2", "12")))
+    assert task.next_step(same, 1, "12") == same.steps[1]  # that was the step, not the answer

@@ -26,7 +26,7 @@ REQUESTS = ("ask_fact", "ask_hint", "ask_check", "ask_solve")
 LIMITS = {
     "capacity": 4096,
     "max_segments": 20,
-    "max_asks": 8,
+    "max_asks": 3,
     "think_tokens": 400,
     "request_tokens": 300,
     "answer_tokens": 400,
@@ -86,7 +86,7 @@ def test_a_worked_solution_is_the_problems_own_and_ends_in_its_answer(task: Any)
 
 
 def test_what_remains_can_be_asked_for_and_is_answered_by_the_tasks_knowledge(task: Any) -> None:
-    asked = answered = 0
+    is_answered, is_same = [], []
     for problem in task.problems("train"):
         steps = problem.steps
         for index in range(len(steps)):
@@ -94,12 +94,12 @@ def test_what_remains_can_be_asked_for_and_is_answered_by_the_tasks_knowledge(ta
                 continue
             belief = steps[index - 1].answer if index else ""
             found = task.knowledge.resolve(task.chain_request(problem, index, belief))
-            asked += 1
-            if found is not None and found.missing is None:
-                is_whole = found.steps[-len(steps[index:]) :] == steps[index:]
-                answered += is_whole or found.steps[-1].answer == steps[-1].answer
-    assert asked >= 96
-    assert answered / asked > 0.95
+            is_understood = found is not None and found.missing is None
+            is_answered.append(is_understood and found.steps[-1].answer == steps[-1].answer)
+            is_same.append(is_understood and found.steps == steps[index:])
+    assert len(is_answered) >= 96
+    assert np.mean(is_answered) > 0.95
+    assert np.mean(is_same) > 0.8  # none of what is known already, and nothing else
 
 
 def test_a_step_can_be_asked_for_by_its_query(task: Any) -> None:
