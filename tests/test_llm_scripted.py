@@ -20,6 +20,7 @@ FACTS = {
     ("mayor", "Tir"): "Ivo Lind",
     ("mayor", "Mos"): "Ute Falk",
     ("city", "Halden Clinic"): "Tir",
+    ("sons", "Ute Falk"): "Bo; Ulf",
 }
 CHAIN = "mayor of home of director of Star Fall"
 ONE, TWO, THREE = (
@@ -95,6 +96,8 @@ def ask(kind: str, text: str, **changes: object) -> tuple[str, str]:
         ("ask_check", f"{ONE} ; {TWO}", 3, ("answer", "right")),
         ("ask_check", f"{ONE} ; home of Kano Bel = Mos", 3, ("correction", TWO)),
         ("ask_check", f"{ONE};home of Kano Bel = tir", 3, ("answer", "right")),
+        ("ask_check", f"sons of Ute Falk = Bo; Ulf ; {TWO}", 3, ("answer", "right")),
+        ("ask_check", "sons of Ute Falk = Bo;", 3, ("correction", "sons of Ute Falk = Bo; Ulf")),
         ("ask_check", f"so {CHAIN} = Ivo Lind", 3, ("refuse", "I do not know")),
         ("ask_check", f"{CHAIN} = Ute Falk", 3, ("correction", THREE)),
         ("ask_check", f"{CHAIN} = Ute Falk", 2, ("refuse", "I do not know")),

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ UNKNOWN = "I do not know"
 RIGHT = "right"
 DEFAULT_HELPER = "scripted"  # the defaults of `llm.scripted`; also what an empty name means
 CONTEXT_TOKENS = 32_768  # a longer talk is refused, as any server would
+_STATEMENT_END = re.compile(rf"\s;|;(?=[^;]*{EQUALS})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +240,9 @@ def _pending(requests: list[tuple[str, str]]) -> tuple[str, str]:
 
 
 def _statements(text: str) -> list[tuple[str, str]]:
-    """Query and answer of every part of `text` that reads "query = answer"."""
-    parts = (part.split(EQUALS, 1) for part in text.split(JOINER.strip()))
+    """Query and answer of every part of `text` that reads "query = answer".
+
+    Parts end at " ; ", or at a ";" before another statement; "cast = A; B" is one with a list.
+    """
+    parts = (part.split(EQUALS, 1) for part in _STATEMENT_END.split(text))
     return [(part[0].strip(), part[1].strip()) for part in parts if len(part) == 2]
