@@ -71,7 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "request_tokens": 32,
                 "answer_tokens": 12,
                 "reply_tokens": 48,  # a longer reply is cut, and counted
-                "temperature": 1.0,
+                "temperature": 1.0,  # of tokens, above 0; evaluation is greedy
                 "draft_first": True,  # the first action is THINK, and so is the one after a reply
                 "steps_per_call": 64,  # decode steps before control returns to the host
                 "prompts_per_call": 32,  # distinct prompts prefilled together
@@ -120,18 +120,18 @@ def default_config() -> ml_collections.ConfigDict:
                 "format": 0.05,  # lost per segment that was cut
             },
             "cold_start": {
-                "steps": 500,
+                "steps": 700,
                 "batch": 48,  # rows
                 "drill_share": 0.08,  # of rows that list remembered facts
                 "read_share": 0.25,  # of rows that list what the notes hold
-                "short_steps": 300,  # first of these steps, on traces of at most short_tokens
-                "short_tokens": 64,
+                # first so many steps on traces of at most so many tokens, then on whole ones
+                "curriculum": ((300, 64), (150, 128)),
                 "learning_rate": 4e-3,
                 "warmup": 50,
                 "decision_weight": 0.2,
                 "ask_share": 0.5,  # of drafted hops that a trace asks about
                 "solve_share": 0.6,  # of asks that hand over the rest of the chain
-                "overshare": 0.3,  # of requests that carry private notes along
+                "overshare": 0.15,  # of requests that carry private notes along
                 "vague": 0.1,  # of requests that say "my clinic" and so are asked back
                 "judge": "steps",  # what is judged for the labels: steps, or answer
                 "label_problems": 128,  # rolled out to measure the SLM's own solve rate
@@ -410,9 +410,9 @@ def _check_learning(config: Any) -> None:
         f"try cold_start.batch={config.cold_start.batch * parts}",
     )
     _require(
-        rl.iterations == 0 or config.rollout.temperature > 0,
+        config.rollout.temperature > 0,
         "rollout.temperature=0 makes the samples of a problem equal, so there is nothing to "
-        "compare; try rollout.temperature=1.0 or rl.iterations=0",
+        "compare; try rollout.temperature=1.0",
     )
     world = config.task.world
     _require(

@@ -211,7 +211,11 @@ class Trainer:
                 teacher=self.a.teacher(),
                 helpers=list(self.a.helpers),
             )
-        traces = self.synthesiser.batch(self.problems, self._rng(TRACES, self.step))
+        traces = self.synthesiser.batch(
+            self.problems,
+            self._rng(TRACES, self.step),
+            longest=longest_at(self.step, self.config.cold_start.curriculum),
+        )
         batch = self._collate(traces, rows=self.config.cold_start.batch)
         self.state, metrics = self._imitate_step(self.state, sharding.put_rows(batch, self.a.mesh))
         if (self.step + 1) % IMITATION_LOG_EVERY:
@@ -355,6 +359,15 @@ class Trainer:
             f"{' and '.join(bad)} not finite at step {self.step}; parameters affected: "
             f"{', '.join(names[:5]) or 'none yet'}; the batch is in {path}; lower rl.learning_rate"
         )
+
+
+def longest_at(step: int, curriculum: Sequence[tuple[int, int]]) -> int:
+    """The limit of a trace's tokens at a step of imitation; 0 once the curriculum is over."""
+    for steps, longest in curriculum:
+        if step < steps:
+            return longest
+        step -= steps
+    return 0
 
 
 SHOWN = ("loss", "token_loss", "reward", "em", "asks", "leak")  # on the progress line

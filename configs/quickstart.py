@@ -1,9 +1,14 @@
 """The whole study on a laptop: a tiny SLM from scratch, the generated world, scripted helpers."""
 
+import ml_collections
+
 from collab.config import default_config
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
+    """Questions of one or two world hops, helpers that chain one or both of them."""
     config = default_config()
-    config.compile_cache = ""
+    config.task.world.max_world_hops = 2
+    config.llm.helpers = {"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}
+    config.rollout.temperature = 0.7
     return config

@@ -51,12 +51,6 @@ def test_token_logp_scales_then_bars() -> None:
     np.testing.assert_allclose(jnp.exp(logp_V), [1 / (1 + np.e), np.e / (1 + np.e), 0], rtol=1e-6)
 
 
-def test_greedy_reports_the_log_probabilities_of_temperature_1() -> None:
-    logits_V, none_V = jnp.array([0.0, 2.0, -1.0]), jnp.zeros(3, bool)
-    greedy_V = token_logp(logits_V, none_V, jnp.float32(0.0))
-    np.testing.assert_array_equal(greedy_V, token_logp(logits_V, none_V, jnp.float32(1.0)))
-
-
 def test_keys_differ_by_each_part_of_the_identity() -> None:
     identities = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
     keys = [tuple(np.asarray(row_key(jnp.array(i, jnp.uint32))).tolist()) for i in identities]

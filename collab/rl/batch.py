@@ -15,7 +15,7 @@ import numpy as np
 
 from collab.types import Trace
 
-LENGTH_BUCKET = 32  # S and N are multiples of this, so that few programs are compiled
+LENGTH_BUCKET = 64  # S and N are multiples of this, so that few programs are compiled
 
 
 Array = TypeVar("Array", np.ndarray, jax.Array)  # on the host, on the device

@@ -140,7 +140,7 @@ class Synthesiser:
             if tried > 50 * size:
                 raise ValueError(
                     "hardly any worked solution fits the limits; raise rollout.capacity, "
-                    "think_tokens, request_tokens, reply_tokens or cold_start.short_tokens"
+                    "think_tokens, request_tokens, reply_tokens, or the lengths of cold_start.curriculum"
                 )
             problem = problems[int(rng.integers(len(problems)))]
             try:

@@ -82,6 +82,8 @@ class Decoder:
     """The static side of a rollout: network, limits, control tokens, rules.
 
     action_token_A: control token of each action. is_barred_V: never sampled by the language model.
+    temperature: whose log-probabilities greedy decoding reports, so that the head's features mean
+    the same in training and in use.
     """
 
     policy: Policy
@@ -89,6 +91,7 @@ class Decoder:
     action_token_A: np.ndarray
     is_barred_V: np.ndarray
     end_id: int
+    temperature: float
     rules: Mapping[str, Any]
 
     def admit(self, params: Params, rows: Rows, new: Admission) -> Rows:
@@ -299,7 +302,8 @@ class Decoder:
         B, T = rows.tokens_BT.shape
         row_B = jnp.arange(B)
         logits_BV = self.policy.apply({"params": params}, hidden_BD, method=Policy.token_logits)
-        logp_BV = token_logp(logits_BV, jnp.asarray(self.is_barred_V), temperature)
+        scale = jnp.where(temperature == 0.0, self.temperature, temperature)
+        logp_BV = token_logp(logits_BV, jnp.asarray(self.is_barred_V), scale)
         token_B = jnp.where(
             temperature == 0.0, jnp.argmax(logp_BV, axis=-1), inverse_cdf(logp_BV, uniform_B)
         )

@@ -82,6 +82,7 @@ class Engine:
             action_token_A=np.array([tokenizer.control[n] for n in self.names], np.int32),
             is_barred_V=is_barred_V,
             end_id=tokenizer.end_id,
+            temperature=config.rollout.temperature,
             rules=self.rules,
         )
         self.rows_count = config.rollout.rows

@@ -17,10 +17,9 @@ CDF_BLOCK = 64  # divides every tokenizer's size
 def token_logp(logits_V: jax.Array, is_barred_V: jax.Array, temperature: jax.Array) -> jax.Array:
     """Log-probabilities [..., V] that the sampler draws from, and that the trainer must match.
 
-    Temperature 0 (greedy) reports those of temperature 1.
+    temperature: above 0.
     """
-    scale = jnp.where(temperature == 0.0, 1.0, temperature)
-    return jax.nn.log_softmax(jnp.where(is_barred_V, -1e30, logits_V / scale), axis=-1)
+    return jax.nn.log_softmax(jnp.where(is_barred_V, -1e30, logits_V / temperature), axis=-1)
 
 
 def row_key(identity_I: jax.Array) -> jax.Array:
