@@ -28,7 +28,7 @@ def get_config():
     config.cold_start.update({"steps": 16, "batch": 4, "learning_rate": 1e-4, "warmup": 2})
     config.cold_start.update({"ask_share": 0.25, "judge": "answer"})
     config.cold_start.update({"label_problems": 8, "label_samples": 2, "label_steps": 100})
-    config.rl.update({"iterations": 3, "problems": 4, "samples": 2, "warmup": 1})
+    config.rl.update({"iterations": 3, "problems": 4, "samples": 2, "warmup": 0})
     config.rl.update({"learning_rate": 1e-5, "final_learning_rate": 1e-6})
     config.checkpoint.every = 1
     config.evaluate.strategies = ("learned", "slm_cot", "ask_every_hop", "llm_alone")
