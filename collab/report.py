@@ -122,11 +122,10 @@ def paired_difference(
 
 def _ask_rate(outcomes: Sequence[Outcome], kind: str) -> float | None:
     """Share of drafted steps of one kind that were asked about; None if unknown or none drafted."""
-    drafts = [getattr(outcome, f"drafts_{kind}") for outcome in outcomes]
-    asked = [getattr(outcome, f"asked_{kind}") for outcome in outcomes]
-    if None in drafts or None in asked or not sum(drafts):
-        return None
-    return float(sum(asked) / sum(drafts))
+    told = [o for o in outcomes if getattr(o, f"drafts_{kind}") is not None]
+    drafts = sum(getattr(outcome, f"drafts_{kind}") for outcome in told)
+    asked = sum(getattr(outcome, f"asked_{kind}") for outcome in told)
+    return asked / drafts if drafts else None
 
 
 def summarise(outcomes: Sequence[Outcome], *, resamples: int, seed: int) -> list[dict[str, Any]]:
