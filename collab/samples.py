@@ -6,15 +6,19 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from collab.privacy.detector import Detector
 from collab.rewards import Terms
 from collab.types import Episode, Problem
 
 
 def masked(text: str, problem: Problem) -> str:
-    """`text` with the problem's private units replaced by their kind, as "[doctor]"."""
+    """`text` with the problem's private units replaced by their kind, as "[doctor]".
+
+    A text that holds one in another form (spacing, order, number format) is withheld as a whole.
+    """
     for unit in sorted(problem.units, key=lambda unit: -len(unit.text)):
         text = re.sub(re.escape(unit.text), f"[{unit.kind}]", text, flags=re.IGNORECASE)
-    return text
+    return "[private]" if Detector(problem.units).leaked([text]).any() else text
 
 
 def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:

@@ -33,7 +33,7 @@ from collab.rollout.engine import Job
 from collab.rollout.state import FEATURES
 from collab.samples import write_samples
 from collab.strategies import Setting
-from collab.types import FIRST_REQUEST_ID, Episode, Params, Trace
+from collab.types import FIRST_REQUEST_ID, Episode, Params, TeachableTask, Trace
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Trainer:
         self.cold_steps = self.config.cold_start.steps
         self.total = self.cold_steps + 1 + self.config.rl.iterations
         self.step = 0
+        self.synthesiser: Synthesiser | None = None  # made when imitation begins
         self._compile()
 
     def run(self) -> Params:
@@ -157,7 +158,10 @@ class Trainer:
 
     def programs(self) -> dict[str, int]:
         """Compiled programs of the updates and of the rollout, by name."""
-        own = {"imitate": self._imitate_step, "policy_gradient": self._gradient_step}
+        own: dict[str, Any] = {
+            "imitate": self._imitate_step,
+            "policy_gradient": self._gradient_step,
+        }
         return {
             **{name: step._cache_size() for name, step in own.items()},
             **self.a.engine.programs(),
@@ -201,7 +205,8 @@ class Trainer:
 
     def _imitate(self) -> dict[str, float]:
         """One optimiser step on synthesised traces."""
-        if self.step == 0 or not hasattr(self, "synthesiser"):
+        if self.synthesiser is None:
+            assert isinstance(self.a.task, TeachableTask)
             self.synthesiser = Synthesiser(
                 task=self.a.task,
                 tokenizer=self.a.tokenizer,
@@ -244,8 +249,9 @@ class Trainer:
         return self._write("solve_rate", metrics)
 
     def _label_episodes(self) -> list[Episode]:
-        """Rollouts of some training problems that ask at random, or never where steps can't be
-        judged one by one.
+        """Rollouts of some training problems, to be judged.
+
+        They ask at random; never, where steps can't be judged one by one.
         """
         settings, rng = self.config.cold_start, self._rng(LABELS, 0)
         picked = rng.choice(
@@ -352,7 +358,7 @@ class Trainer:
             return
         path = self.a.workdir / f"bad_batch_{self.step}.npz"
         arrays = {name: np.asarray(value) for name, value in vars(batch).items()}
-        np.savez_compressed(path, **arrays)
+        np.savez_compressed(path, allow_pickle=False, **arrays)
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self.state.params))
         names = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
         raise FloatingPointError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -133,11 +133,9 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class TeachableTask(Task, Protocol):
-    """A task whose worked solutions are known, so that traces can be synthesised.
-
-    A task whose facts the SLM is to memorise also has `drill`; one for a pretrained SLM has none.
-    """
+    """A task whose worked solutions are known, so that traces can be synthesised."""
 
     def next_step(self, problem: Problem, index: int, belief: str) -> Step | None:
         """The true step `index` if the answer of step index-1 is believed to be `belief`.
@@ -158,6 +156,15 @@ class TeachableTask(Task, Protocol):
 
         The true answer where nobody knows what the SLM remembers (a pretrained one).
         """
+        ...
+
+
+@runtime_checkable
+class DrilledTask(TeachableTask, Protocol):
+    """A task for an SLM from scratch, which must learn to read notes and memorise facts first."""
+
+    def readings(self, problem: Problem) -> Sequence[Step]:
+        """What the notes hold that a question may ask for, as local steps."""
         ...
 
     def drill(self, rng: np.random.Generator) -> Step:

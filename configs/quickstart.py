@@ -8,7 +8,8 @@ from collab.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     """Questions of one or two world hops, helpers that chain one or both of them."""
     config = default_config()
-    config.task.world.max_world_hops = 2
+    config.task.world.update({"max_world_hops": 2, "known_share": 0.5})
     config.llm.helpers = {"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}
     config.rollout.temperature = 0.7
+    config.rl.update({"iterations": 60, "learning_rate": 5e-4})
     return config

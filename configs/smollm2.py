@@ -4,10 +4,12 @@ Word problems by default; for FanOutQA add --config.task.name=fanout. The LLM is
 llm.base_url under the name llm.model; --config.llm.backend=scripted needs no server.
 """
 
+import ml_collections
+
 from collab.config import default_config
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = default_config()
     config.compile_cache = "runs/compile_cache"
     config.task.update({"name": "gsm", "train": 256, "validation": 8, "test": 8})

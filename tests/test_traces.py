@@ -10,7 +10,7 @@ import pytest
 
 from collab.assembly import Assembly, assemble
 from collab.config import default_config
-from collab.rl.traces import Synthesiser, TraceDoesNotFit, TraceWriter, _shortened
+from collab.rl.traces import Synthesiser, TraceDoesNotFitError, TraceWriter, _shortened
 from collab.tasks.world import language
 from collab.train import longest_at
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Problem, Step, Trace
@@ -141,9 +141,9 @@ def test_an_illegal_or_long_segment_is_refused(assembly: Assembly) -> None:
     engine = assembly.engine
     writer = TraceWriter(assembly.tokenizer, engine.names, engine.limits)
     writer.prompt(assembly.task.problems("train")[0])
-    with pytest.raises(TraceDoesNotFit):
+    with pytest.raises(TraceDoesNotFitError):
         writer.segment(ANSWER_ID, "at once")  # a draft comes first
-    with pytest.raises(TraceDoesNotFit):
+    with pytest.raises(TraceDoesNotFitError):
         writer.segment(THINK_ID, "word " * 50)
 
 

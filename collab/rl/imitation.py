@@ -47,7 +47,7 @@ def label_decisions(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
         index = by_query.get(_query(before.text))
         if is_matched and index is None:
             continue  # it left the known path; nothing says what is true there
-        if is_matched:
+        if index is not None:
             is_true = before.text.strip() == steps[index].statement or steps[index].is_local
             keep = ANSWER_ID if index == len(steps) - 1 else THINK_ID
         else:

@@ -21,6 +21,7 @@ from collab.types import (
     FIRST_REQUEST_ID,
     REPLY_ID,
     THINK_ID,
+    DrilledTask,
     Exchange,
     Feedback,
     FeedbackKind,
@@ -35,7 +36,7 @@ DRILLED = 8  # facts a row: as many drafts as a long episode has
 Teacher = Callable[[HelpRequest], Feedback]
 
 
-class TraceDoesNotFit(Exception):
+class TraceDoesNotFitError(Exception):
     """A segment is longer than its limit, or the episode than the capacity."""
 
 
@@ -57,7 +58,7 @@ class TraceWriter:
     def segment(self, action: int, text: str, *, is_choice: bool = True) -> None:
         """Append a decision and its text. is_choice=False: the decision is not to be imitated.
 
-        Raises: TraceDoesNotFit if the action is not legal here or the text is too long.
+        Raises: TraceDoesNotFitError if the action is not legal here or the text is too long.
         """
         legal_A = legal_actions(
             self.limits,
@@ -69,7 +70,7 @@ class TraceWriter:
         )[0]
         ids = [*self.tokenizer.encode(text), self.tokenizer.end_id]
         if not legal_A[action] or len(ids) > self.limits.segment_tokens[action]:
-            raise TraceDoesNotFit
+            raise TraceDoesNotFitError
         self.decided_at.append(len(self.tokens) - 1)
         self.actions.append(action)
         self.legal.append(legal_A if is_choice else np.arange(len(legal_A)) == action)
@@ -83,7 +84,7 @@ class TraceWriter:
             feedback.kind, feedback.text, self.limits.reply_tokens
         )
         if is_cut:
-            raise TraceDoesNotFit
+            raise TraceDoesNotFitError
         self._extend(ids, written=False)
         self.is_drafted, self.is_asked_back = False, feedback.kind is FeedbackKind.CLARIFY
 
@@ -127,10 +128,10 @@ class Synthesiser:
         Raises: ValueError when hardly any worked solution fits the limits, with the keys to raise.
         """
         size, drills = self.settings["batch"], 0
-        if hasattr(self.task, "drill"):
-            drills = max(1, round(size * self.settings["drill_share"]))
+        if isinstance(self.task, DrilledTask):
+            drills = round(size * self.settings["drill_share"])
         batch = [self.drill(rng, longest or self.limits.capacity) for _ in range(drills)]
-        if hasattr(self.task, "readings"):
+        if isinstance(self.task, DrilledTask):
             for _ in range(round(size * self.settings["read_share"])):
                 problem = problems[int(rng.integers(len(problems)))]
                 batch.append(self.reading(problem, rng, longest or self.limits.capacity))
@@ -140,14 +141,15 @@ class Synthesiser:
             if tried > 50 * size:
                 raise ValueError(
                     "hardly any worked solution fits the limits; raise rollout.capacity, "
-                    "think_tokens, request_tokens, reply_tokens, or the lengths of cold_start.curriculum"
+                    "think_tokens, request_tokens, reply_tokens, or the lengths of "
+                    "cold_start.curriculum"
                 )
             problem = problems[int(rng.integers(len(problems)))]
             try:
                 if longest:
                     problem = _shortened(problem, longest / self.limits.capacity, rng)
                 trace = self.episode(problem, rng)
-            except TraceDoesNotFit:
+            except TraceDoesNotFitError:
                 continue
             if not longest or len(trace.tokens_S) <= longest:
                 batch.append(trace)
@@ -157,6 +159,7 @@ class Synthesiser:
         """Remembered facts as drafts without a prompt, as many as fit, at most 8."""
         writer = TraceWriter(self.tokenizer, self.names, self.limits)
         writer.tokens, writer.written = [self.tokenizer.control["bos"]], [False]
+        assert isinstance(self.task, DrilledTask)
         for _ in range(min(DRILLED, self.limits.max_segments - 1)):
             if len(writer.tokens) + self.limits.think_tokens > longest:
                 break
@@ -165,9 +168,11 @@ class Synthesiser:
 
     def reading(self, problem: Problem, rng: np.random.Generator, longest: int) -> Trace:
         """What some sentences of the notes tell, as drafts in another order; no question."""
+        assert isinstance(self.task, DrilledTask)
         encode = self.tokenizer.encode
         sentences = _sentences(problem.notes)
-        notes, steps, total = "", [], 3
+        notes, total = "", 3
+        steps: list[Step] = []
         for index in rng.permutation(len(sentences)):
             sentence = f"{sentences[index]} . "
             found = self.task.readings(dataclasses.replace(problem, notes=sentence.strip()))

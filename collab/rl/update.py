@@ -184,7 +184,7 @@ class Learner:
         with jax.named_scope("optimizer"):
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient), **metrics}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
         return TrainState(params, optimizer, state.step + 1), metrics
 
 

@@ -1,7 +1,8 @@
 """Entities, facts and the SLM's memory of them, all drawn from one seed.
 
 Names are two made-up words: the first is one entity's alone, the second is shared by a few of the
-same type, as surnames are. No word serves two types. A world is cheap to draw (milliseconds), so it is never stored.
+same type, as surnames are. No word serves two types. A world is cheap to draw (milliseconds), so it
+is never stored.
 """
 
 from __future__ import annotations
