@@ -214,7 +214,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
         lines = [frame.lineno for frame in frames if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else [None, *lines][-1]
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{where}, line {line or "?"}: {reason}") from error
+        raise ValueError(f"{where}, line {line or '?'}: {reason}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
             f"{where} must define get_config(), which changes and returns default_config()"

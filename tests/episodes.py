@@ -46,11 +46,16 @@ def answer(text: str = "Kano Bel", *, is_cut: bool = False) -> Segment:
 
 
 def ask(
-    text: str = "leader", *, action: str = "ask_fact", is_cut: bool = False, **reply: Any
+    request: str = "leader",
+    /,
+    *,
+    action: str = "ask_fact",
+    is_cut: bool = False,
+    **reply: Any,
 ) -> Segment:
     """A request with its reply. reply: fields of `Feedback` where they differ from a hint "so"."""
     feedback = Feedback(**{"kind": FeedbackKind.HINT, "text": "so", **reply})
-    return Segment(action, text, 0.5, is_cut, feedback)
+    return Segment(action, request, 0.5, is_cut, feedback)
 
 
 def answer_back(text: str = "my clinic") -> Segment:

@@ -25,7 +25,7 @@ from collab.llm.serve import serving
 from collab.models import weights
 from collab.models.transformer import TransformerConfig
 from collab.models.weights import gguf, layout
-from collab.rl.traces import Synthesiser, TraceDoesNotFit
+from collab.rl.traces import Synthesiser, TraceDoesNotFitError
 from collab.rollout.state import Limits
 from collab.tokenizers.bpe import byte_letters
 from collab.types import action_names
@@ -205,7 +205,7 @@ def test_prompts_and_worked_solutions_fit_the_limits(name: str, share: float) ->
         try:
             synthesiser.episode(problem, rng)
             fitting += 1
-        except TraceDoesNotFit:
+        except TraceDoesNotFitError:
             continue
     assert fitting / len(problems) > share
 

@@ -1,0 +1,96 @@
+"""Episodes as text: what is shown, and that private units are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from episodes import answer, ask, make_episode, make_problem, think
+
+from collab.config import default_config
+from collab.rewards import score
+from collab.samples import describe, masked, write_samples
+from collab.types import FeedbackKind, PrivateUnit
+
+UNITS = [
+    PrivateUnit("Vera Stone", "doctor"),
+    PrivateUnit("Vera Stone Clinic", "clinic"),
+    PrivateUnit("5 March 1984", "birthday"),
+]
+PROBLEM = make_problem(
+    UNITS,
+    question="where does Vera Stone work ?",
+    answers=("Vera Stone Clinic",),
+    notes="VERA STONE leads Vera Stone Clinic . I was born on 5 March 1984 .",
+)
+EPISODE = make_episode(
+    think("doctor = Vera Stone"),
+    ask("Vera Stone", text="at vera stone clinic, since 1984-03-05"),
+    think("cut", is_cut=True),
+    ask("more", kind=FeedbackKind.UNAVAILABLE, text="", failure="timeout"),
+    answer("Vera Stone Clinic"),
+    problem=PROBLEM,
+    helper="two_hops",
+)
+PRICES = {"turn": 0.2, "think": 0.01, "leak": 0.5, "format": 0.05}
+TERMS = score(EPISODE, {**default_config().reward.to_dict(), **PRICES})
+
+
+def test_private_units_are_masked_everywhere() -> None:
+    text = describe(EPISODE, TERMS, show_private=False)
+    assert text.splitlines()[:6] == [
+        "question  where does [doctor] work ?",
+        "gold      [clinic]",
+        "notes     [doctor] leads [clinic] . I was born on [birthday] .",
+        "think     0.50  doctor = [doctor]",
+        "ask_fact  0.50  [doctor]",
+        "  hint         [private]",
+    ]
+    assert "stone" not in text.lower() and "1984" not in text
+
+
+def test_private_units_are_shown_on_demand() -> None:
+    lines = describe(EPISODE, TERMS, show_private=True).splitlines()
+    assert lines[2] == f"notes     {PROBLEM.notes}"
+    assert lines[5] == "  hint         at vera stone clinic, since 1984-03-05"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nothing to hide", "nothing to hide"),
+        ("vera STONE's", "[doctor]'s"),
+        ("Vera Stone Clinic", "[clinic]"),  # the longer unit first
+        ("ask Stone, Vera", "[private]"),
+        ("ask Vera  Stone", "[private]"),
+        ("born 05/03/1984", "[private]"),
+        ("a stone", "a stone"),
+    ],
+)
+def test_masked(text: str, expected: str) -> None:
+    assert masked(text, PROBLEM) == expected
+
+
+def test_what_is_said_of_an_episode() -> None:
+    """Cuts, failures, and 1 - 0.2*2 - 0.01*2 = 0.58, less 0.5/3 and 0.05."""
+    lines = describe(EPISODE, TERMS, show_private=False).splitlines()
+    assert lines[6:9] == [
+        "think     0.50  cut [cut]",
+        "ask_fact  0.50  more",
+        "  unavailable      (timeout)",
+    ]
+    assert lines[9] == "answer    0.50  [clinic]"
+    assert lines[10] == (
+        "status ANSWERED  em 1  asks 2  leaked 1  "
+        "reward 0.363 = 1.00 x 0.58 - leak 0.33 - cut 1  helper two_hops"
+    )
+
+
+def test_samples_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "samples.txt"
+    for title in ("one", "two"):
+        write_samples(path, title, [EPISODE, EPISODE], [TERMS, TERMS], show_private=False)
+    text = path.read_text()
+    assert text.index("=== one ===") < text.index("=== two ===")
+    assert text.count(describe(EPISODE, TERMS, show_private=False)) == 4
+    assert "Stone" not in text
