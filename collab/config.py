@@ -130,6 +130,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "warmup": 50,
                 "decision_weight": 0.2,
                 "ask_share": 0.5,  # of drafted hops that a trace asks about
+                "ask_lean": 0.2,  # added to it where the SLM remembers wrong, taken off elsewhere
                 "solve_share": 0.6,  # of asks that hand over the rest of the chain
                 "overshare": 0.15,  # of requests that carry private notes along
                 "vague": 0.1,  # of requests that say "my clinic" and so are asked back
@@ -332,7 +333,7 @@ AT_LEAST_ONE = (
     "reward.token_reference",
 )  # fmt: skip
 POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
-SHARES = ("cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate")  # and *_share
+SHARES = ("cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate")  # and *_share
 ONE_OF = {
     "reward.quality": ("em", "f1"),
     "llm.share": ("request", "question", "all"),

@@ -1,9 +1,10 @@
 """Synthesised traces for the cold start: worked solutions as the SLM would go through them.
 
-Every world step is first drafted as the SLM remembers it; then, independently of need, the trace
-asks about it or goes on with what it drafted. So all skills are taught - drafting, requesting,
-reading replies, answering back - and none of the judgement, which the labels (`imitation`) and the
-policy gradient bring. Some requests carry private notes along, for the gradient to unlearn.
+Every world step is first drafted as the SLM remembers it; then the trace asks about it or goes on
+with what it drafted, somewhat more often asking where the memory is wrong. So all skills are taught
+on both branches - drafting, requesting, reading replies, answering back - and of the judgement only
+as much as makes the trunk keep at a boundary what the draft was about; the rest comes from the
+labels (`imitation`) and the policy gradient. Some requests carry private notes along, for the gradient to unlearn.
 """
 
 from __future__ import annotations
@@ -195,7 +196,8 @@ class Synthesiser:
             remembered = step.answer if step.is_local else self.task.recall(step, rng)
             draft = dataclasses.replace(step, answer=remembered)
             writer.segment(THINK_ID, draft.statement)
-            if not step.is_local and rng.random() < self.settings["ask_share"]:
+            lean = self.settings["ask_lean"] * (1 if remembered != step.answer else -1)
+            if not step.is_local and rng.random() < self.settings["ask_share"] + lean:
                 told = self._ask(writer, problem, draft, index, belief, reference, rng)
                 if told:
                     index, belief, reference = index + len(told), told[-1], ""
