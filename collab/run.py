@@ -89,11 +89,6 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
 def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
     """A trainer that has run to the end, or until it was told to stop."""
     config = assembly.config
-    if config.cold_start.steps and not hasattr(assembly.task, "next_step"):
-        raise ValueError(
-            f"task.name={config.task.name!r} has no worked solutions to imitate; set "
-            "cold_start.steps=0"
-        )
     _log.info(
         "%s: %d training questions, %s, %d rows on %d device(s) of kind %s",
         assembly.task.name,
@@ -164,18 +159,19 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
     if not (source / "tokenizer").is_dir():
         raise ValueError(f"no tokenizer in {source}; it is not the folder of a run")
     _check_same_run(config, source, is_resumed=False)
-    assembly = assemble(config, str(source))
-    assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
-    trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
-    like = trainer.checkpoint_layout()
-    checkpointer = Checkpointer(source / "checkpoints", keep=config.checkpoint.keep)
-    try:
-        step = int(checkpoint) if checkpoint and not is_folder else None
-        restored = checkpointer.restore(step, like=like)
-    finally:
-        checkpointer.close()
-    if restored is None:
-        raise ValueError(f"{source / 'checkpoints'} holds no finished checkpoint; train first")
+    step = int(checkpoint) if checkpoint and not is_folder else None
+    keep = config.checkpoint.keep
+    with contextlib.closing(Checkpointer(source / "checkpoints", keep=keep)) as checkpointer:
+        steps = checkpointer.steps()
+        if not steps:
+            raise ValueError(f"no checkpoint in {source} is finished; train first")
+        if step not in (None, *steps):
+            raise ValueError(f"--checkpoint={step} is not in {source}; there are {steps}")
+        assembly = assemble(config, str(source))
+        assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
+        trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
+        restored = checkpointer.restore(step, like=trainer.checkpoint_layout())
+    assert restored is not None  # there are steps
     _log.info("checkpoint step %d of %s", restored.step, source)
     return assembly, restored.state["learner"].params, restored.state["reference"]
 

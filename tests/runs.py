@@ -1,0 +1,89 @@
+"""A whole run in the small, for tests of what puts the parts together.
+
+The tiny config with a vocabulary, limits and questions that worked solutions fit. Programs are
+compiled once a session: those of one shape are read back from a cache on disk, and none is
+optimised, which takes longer than running it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental.compilation_cache import compilation_cache
+
+from collab.assembly import Assembly, assemble
+from collab.config import default_config, flatten
+from collab.metrics import make_writers
+from collab.train import Trainer
+
+TRAINABLE = {
+    "task.world.max_local_hops": 1,
+    "task.world.max_world_hops": 1,
+    "cold_start.curriculum": (),
+    "tokenizer.kind": "sentencepiece",
+    "tokenizer.vocabulary": 512,
+    "rollout.capacity": 192,
+    "rollout.think_tokens": 24,
+    "rollout.request_tokens": 32,
+    "rollout.answer_tokens": 12,
+    "rollout.reply_tokens": 32,
+}
+
+
+def trainable(tiny_config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The tiny config, changed so that cold-start traces fit it."""
+    tiny_config.update_from_flattened_dict(TRAINABLE)
+    return tiny_config
+
+
+def write_config(path: Path, config: ml_collections.ConfigDict) -> None:
+    """A config file as a user would write it, with what differs from the defaults."""
+    before = flatten(default_config())
+    deltas = {key: value for key, value in flatten(config).items() if value != before[key]}
+    path.write_text(
+        "from collab.config import default_config\n\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.update_from_flattened_dict({deltas!r})\n"
+        "    return config\n"
+    )
+
+
+@contextlib.contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Keep compiled programs in `folder` meanwhile, quick to compile rather than to run."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def train(
+    config: Any,
+    workdir: Path,
+    is_stopped: Callable[[Trainer, int], bool] = lambda trainer, step: False,
+) -> tuple[Assembly, Trainer]:
+    """A new trainer that has run in `workdir`, to the end or until told to stop."""
+    assembly = assemble(config, str(workdir))
+    with make_writers(config.log, workdir) as writer:
+        trainer = Trainer(assembly, writer, lambda step: is_stopped(trainer, step))
+        trainer.run()
+    return assembly, trainer
