@@ -333,7 +333,9 @@ AT_LEAST_ONE = (
     "reward.token_reference",
 )  # fmt: skip
 POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
-SHARES = ("cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate")  # and *_share
+SHARES = (  # and *_share
+    "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
+)  # fmt: skip
 ONE_OF = {
     "reward.quality": ("em", "f1"),
     "llm.share": ("request", "question", "all"),

@@ -28,7 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:8901/v1"})
     config.llm.update({"model": "smollm2", "concurrency": 2, "deadline_s": 120.0})
     config.cold_start.update({"steps": 16, "batch": 4, "learning_rate": 1e-4, "warmup": 2})
-    config.cold_start.update({"ask_share": 0.25, "ask_lean": 0.0, "judge": "answer", "curriculum": ()})
+    config.cold_start.update({"ask_share": 0.25, "ask_lean": 0.0, "judge": "answer"})
+    config.cold_start.curriculum = ()  # prompts are longer than any
     config.cold_start.update({"label_problems": 8, "label_samples": 2, "label_steps": 100})
     config.rl.update({"iterations": 3, "problems": 4, "samples": 2, "warmup": 0})
     config.rl.update({"learning_rate": 1e-5, "final_learning_rate": 1e-6})

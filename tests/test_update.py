@@ -75,17 +75,17 @@ SHORT = make_trace([ANSWER_ID])
 def make_batch() -> Batch[np.ndarray]:
     """LONG, SHORT and 6 empty rows; ratios to the sampler inside and outside of the clip."""
     batch = collate([LONG, SHORT], rows=8, capacity=64, decisions=6, actions=A, features=F)
-    rng = np.random.default_rng(0)
-    real_BN, real_BK = batch.written_BN, batch.choice_BK
+    rng, real_BN = np.random.default_rng(0), batch.written_BN
+    advantage_BN = np.where(real_BN, rng.normal(size=real_BN.shape), 0.0)
+    sampler_BN = np.where(real_BN, -3.3 + rng.normal(size=real_BN.shape), 0.0)
+    # The head is less sure of these than its sampler was, so the clip binds where it is negative.
+    decision_advantage_BK = np.zeros(batch.choice_BK.shape)
+    decision_advantage_BK[0, :4], decision_advantage_BK[1, 0] = (-1.0, 0.5, 0.0, -2.0), 0.8
     return dataclasses.replace(
         batch,
-        advantage_BN=np.where(real_BN, rng.normal(size=real_BN.shape), 0).astype(np.float32),
-        sampler_logp_BN=np.where(real_BN, -3.3 + rng.normal(size=real_BN.shape), 0).astype(
-            np.float32
-        ),
-        decision_advantage_BK=np.where(real_BK, rng.normal(size=real_BK.shape), 0).astype(
-            np.float32
-        ),
+        advantage_BN=advantage_BN.astype(np.float32),
+        sampler_logp_BN=sampler_BN.astype(np.float32),
+        decision_advantage_BK=decision_advantage_BK.astype(np.float32),
     )
 
 

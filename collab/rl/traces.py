@@ -4,7 +4,8 @@ Every world step is first drafted as the SLM remembers it; then the trace asks a
 with what it drafted, somewhat more often asking where the memory is wrong. So all skills are taught
 on both branches - drafting, requesting, reading replies, answering back - and of the judgement only
 as much as makes the trunk keep at a boundary what the draft was about; the rest comes from the
-labels (`imitation`) and the policy gradient. Some requests carry private notes along, for the gradient to unlearn.
+labels (`imitation`) and the policy gradient. Some requests carry private notes along, for the
+gradient to unlearn.
 """
 
 from __future__ import annotations
