@@ -70,24 +70,24 @@ def test_dtypes() -> None:
 
 
 def test_no_traces_give_an_empty_batch() -> None:
-    batch = collated([])
+    batch = collated([], capacity=96)
     assert batch.tokens_BS.shape == (3, LENGTH_BUCKET)
     assert not batch.written_BN.any()
 
 
 @pytest.mark.parametrize(
     ("count", "limit", "expected"),
-    [(0, 96, 32), (1, 96, 32), (32, 96, 32), (33, 96, 64), (65, 70, 70)],
+    [(0, 192, 64), (1, 192, 64), (64, 192, 64), (65, 192, 128), (65, 70, 70)],
 )
 def test_bucket(count: int, limit: int, expected: int) -> None:
     assert bucket(count, limit) == expected
 
 
 def test_lengths_are_bucketed_apart() -> None:
-    """12 segments: 39 tokens and a prompt of 3 fill two buckets, 24 written tokens one."""
-    batch = collated([make_trace([THINK_ID] * 12)], capacity=96, decisions=12)
-    assert batch.tokens_BS.shape == (3, 64)
-    assert batch.written_at_BN.shape == (3, 32)
+    """30 segments of 3 tokens and a prompt of 3 fill two buckets, 60 written tokens one."""
+    batch = collated([make_trace([THINK_ID] * 30)], capacity=192, decisions=30)
+    assert batch.tokens_BS.shape == (3, 128)
+    assert batch.written_at_BN.shape == (3, 64)
 
 
 @pytest.mark.parametrize(
