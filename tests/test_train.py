@@ -1,0 +1,340 @@
+"""Training as a whole: stop and go on, kills, meshes, what is written, and that it learns.
+
+Started as a program, this file trains the unbroken run's config in a folder, to be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from conftest import TINY
+from episodes import NAMES, answer, ask, make_episode, think
+
+import runs
+from collab import sharding
+from collab import train as train_module
+from collab.assembly import assemble
+from collab.checkpoint import Checkpointer
+from collab.config import default_config
+from collab.detectors import figures
+from collab.llm.client import METERS
+from collab.metrics import read_jsonl
+from collab.rewards import score
+from collab.rl import batch as batch_module
+from collab.sharding import leaf_paths
+from collab.train import Trainer
+
+COLD, LAST = 4, 8  # cold-start steps, and steps in all: one fits the head, three are iterations
+FIRST_RL = COLD + 1
+STOPS = (2, COLD, FIRST_RL + 1)
+
+
+def small_config() -> ml_collections.ConfigDict:
+    config = default_config()
+    config.update_from_flattened_dict(TINY)
+    config.cold_start.steps, config.rl.iterations = COLD, LAST - FIRST_RL
+    return runs.trainable(config)
+
+
+def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches as long as the capacity, so that one program serves all; a metrics line each step."""
+    monkeypatch.setattr(batch_module, "LENGTH_BUCKET", small_config().rollout.capacity)
+    monkeypatch.setattr(train_module, "IMITATION_LOG_EVERY", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(folder):
+        one_shape(monkeypatch)
+        yield folder
+
+
+def everything(trainer: Trainer) -> dict[str, np.ndarray]:
+    """Parameters, optimizer state, optimiser steps and reference by path."""
+    tree = {"learner": trainer.state, "reference": trainer.reference}
+    leaves = jax.tree.leaves(sharding.fetch(tree))
+    return dict(zip(leaf_paths(tree), leaves, strict=True))
+
+
+def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    different = [path for path in found if not np.array_equal(found[path], expected[path])]
+    assert not different
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl, without the client's meters: those count since the process started."""
+    meters = {*METERS, "failures"}
+    return [
+        {key: value for key, value in line.items() if key.split("/")[0] not in meters}
+        for line in read_jsonl(workdir / "metrics.jsonl")
+    ]
+
+
+class Record:
+    """State and programs of a run after each step."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, dict[str, np.ndarray]] = {}
+        self.programs: dict[int, dict[str, int]] = {}
+
+    def __call__(self, trainer: Trainer, step: int) -> bool:
+        self.states[step] = everything(trainer)
+        self.programs[step] = trainer.programs()
+        return False
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, quick: Path) -> tuple[Path, Record]:
+    """A run from the first step to the last."""
+    workdir, record = tmp_path_factory.mktemp("unbroken"), Record()
+    _, trainer = runs.train(small_config(), workdir, record)
+    record(trainer, trainer.step)
+    assert trainer.step == trainer.total == LAST
+    return workdir, record
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory, quick: Path) -> tuple[Path, Record]:
+    """The same run by five trainers, each of which stops the next. Folders are kept per stop."""
+    workdir, record = tmp_path_factory.mktemp("broken"), Record()
+    for stop in (*STOPS, LAST):
+        _, trainer = runs.train(small_config(), workdir, lambda _, step, stop=stop: step == stop)
+        assert trainer.step == stop
+        record(trainer, stop)
+        shutil.copytree(workdir, workdir.with_name(f"stopped-{stop}"))
+    return workdir, record
+
+
+# --- stop and go on ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [*STOPS, LAST])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    unbroken: tuple[Path, Record], broken: tuple[Path, Record], step: int
+) -> None:
+    """Inside imitation, across the solve-rate step, and inside the policy gradient."""
+    assert_equal(broken[1].states[step], unbroken[1].states[step])
+
+
+def test_the_run_really_moves(unbroken: tuple[Path, Record]) -> None:
+    """Else bit-equality says nothing: each step changes the learner, each stage the parameters."""
+
+    def changed(before: int, after: int, part: str) -> list[str]:
+        old, new = unbroken[1].states[before], unbroken[1].states[after]
+        return [p for p in new if p.startswith(part) and not np.array_equal(old[p], new[p])]
+
+    for step in range(LAST):
+        assert changed(step, step + 1, "learner/"), step
+    assert changed(0, COLD, "learner/params/lm/")
+    assert changed(COLD, FIRST_RL, "learner/params/action_head/")  # the fit to the labels
+    assert not changed(COLD, FIRST_RL, "learner/params/lm/")
+    assert changed(FIRST_RL, LAST, "learner/params/lm/")
+    assert not changed(FIRST_RL, LAST, "reference/")
+
+
+def test_metrics_of_a_stopped_run_are_those_of_an_unbroken_one(
+    unbroken: tuple[Path, Record], broken: tuple[Path, Record]
+) -> None:
+    expected = lines(unbroken[0])
+    assert [line["step"] for line in expected] == list(range(LAST))
+    assert lines(broken[0]) == expected
+
+
+def test_no_program_is_compiled_after_the_first_iteration(unbroken: tuple[Path, Record]) -> None:
+    programs = unbroken[1].programs
+    assert programs[1]["imitate"] == programs[LAST]["imitate"] == 1
+    assert programs[FIRST_RL + 1] == programs[LAST]
+    assert set(programs[LAST].values()) <= {1}
+
+
+# --- meshes --------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_goes_to_another_mesh_and_back(
+    broken: tuple[Path, Record], tmp_path: Path
+) -> None:
+    """From one device to data=4, fsdp=2, one iteration there, and back to one for the last."""
+    shutil.copytree(broken[0].with_name(f"stopped-{FIRST_RL + 1}"), tmp_path, dirs_exist_ok=True)
+    wide, seen = small_config(), {}
+    wide.mesh.update({"data": 4, "fsdp": 2, "model": 1})
+
+    def stop_before_last(trainer: Trainer, step: int) -> bool:
+        seen[trainer.a.mesh.size, step] = everything(trainer)
+        return step == LAST - 1
+
+    _, trainer = runs.train(wide, tmp_path, stop_before_last)
+    assert_equal(seen[8, FIRST_RL + 1], broken[1].states[FIRST_RL + 1])
+    assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(trainer.state)} == {8}
+    _, trainer = runs.train(small_config(), tmp_path, stop_before_last)
+    assert_equal(everything(trainer), seen[8, LAST - 1])
+    assert {leaf.sharding.mesh.size for leaf in jax.tree.leaves(trainer.state)} == {1}
+    _, trainer = runs.train(small_config(), tmp_path)
+    assert trainer.step == LAST
+    # The unbroken run's numbers but for the order of sums, which Adam's division magnifies.
+    for path, value in broken[1].states[LAST].items():
+        np.testing.assert_allclose(everything(trainer)[path], value, atol=5e-3, err_msg=path)
+
+
+# --- what is written -----------------------------------------------------------------------
+
+
+def test_every_iteration_writes_every_figure_and_the_alarms(unbroken: tuple[Path, Record]) -> None:
+    written = [
+        line
+        for line in read_jsonl(unbroken[0] / "metrics.jsonl")
+        if line["stage"] == "policy_gradient"
+    ]
+    assert len(written) == LAST - FIRST_RL
+    episode = make_episode(think(), ask(), answer())
+    names = figures([episode], [score(episode, small_config().reward)], NAMES).keys()
+    assert len(names) > 20
+    for line in written:
+        assert names <= line.keys()
+        assert {
+            "alarms",
+            "loss",
+            "gradient_norm",
+            "sampler_gap",
+            "kl",
+            "head_entropy",
+        } <= line.keys()
+        assert "nonfinite" not in line
+        assert line["sampler_gap"] < 1e-4
+
+
+def test_samples_mask_private_units(unbroken: tuple[Path, Record]) -> None:
+    text = (unbroken[0] / "samples.txt").read_text(encoding="utf-8")
+    assert text.startswith("=== iteration 0 ===\nquestion")
+    notes = re.findall(r"^notes +(.*)$", text, flags=re.MULTILINE)
+    assert len(notes) == small_config().log.samples
+    assert all(re.search(r"\[\w+\]", line) for line in notes)
+    problems = assemble(small_config(), str(unbroken[0])).task.problems("train")
+    shown = [p for p in problems if f"question  {p.question}" in text and p.units]
+    assert shown
+    assert not [u.text for p in shown for u in p.units if u.text in "\n".join(notes)]
+
+
+# --- the ways it ends early ----------------------------------------------------------------
+
+
+def train_in(workdir: Path, cache: Path) -> None:
+    """What the child of the next test runs."""
+    with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(cache):
+        one_shape(monkeypatch)
+        print("at work", flush=True)
+        runs.train(small_config(), workdir, lambda _, step: print("step", step, flush=True))
+
+
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
+def test_kills_at_any_moment_cost_nothing_but_time(
+    unbroken: tuple[Path, Record], quick: Path, tmp_path: Path, kills: int
+) -> None:
+    """kill -9 some time after a step that is drawn; whoever comes next ends the run as unbroken."""
+    rng = random.Random(0)
+    for _ in range(kills):
+        child = subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path), str(quick)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        last = f"step {rng.randint(COLD, LAST - 1)}\n"
+        try:
+            for line in child.stdout:
+                if line == last:
+                    break
+            time.sleep(rng.uniform(0.0, 0.2))
+        finally:
+            child.kill()
+            child.communicate()
+        assert child.returncode in (-signal.SIGKILL, 0)
+    _, trainer = runs.train(small_config(), tmp_path)
+    assert_equal(everything(trainer), unbroken[1].states[LAST])
+    assert lines(tmp_path) == lines(unbroken[0])
+
+
+def test_sigterm_ends_the_command_with_a_checkpoint_and_the_same_command_goes_on(
+    quick: Path, tmp_path: Path
+) -> None:
+    config = small_config()
+    config.compile_cache, config.evaluate.strategies = str(quick), ("learned",)
+    runs.write_config(tmp_path / "small.py", config)
+    command = [sys.executable, "-m", "collab.main", f"--config={tmp_path}/small.py"]
+    command.append(f"--workdir={tmp_path}/run")
+    environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    said = []
+    try:
+        for line in child.stderr:
+            said.append(line)
+            if line.startswith("imitation: 4/4"):
+                child.send_signal(signal.SIGTERM)
+        assert child.wait(120) == 0
+    finally:
+        child.kill()
+    assert "SIGTERM: stopping after this step; again to kill\n" in said
+    stopped = re.fullmatch(rf"stopped at step (\d) of {LAST}; the same command goes on\n", said[-1])
+    assert stopped and COLD <= int(stopped[1]) < LAST
+    checkpointer = Checkpointer(tmp_path / "run" / "checkpoints", keep=1)
+    assert checkpointer.steps()[-1] == int(stopped[1])
+    checkpointer.close()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at step {stopped[1]} of {LAST}\n" in done.stderr
+    assert "\n> learned " in done.stdout
+    assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_saves_the_batch_and_names_the_leaf(
+    broken: tuple[Path, Record], tmp_path: Path
+) -> None:
+    shutil.copytree(broken[0].with_name(f"stopped-{FIRST_RL + 1}"), tmp_path, dirs_exist_ok=True)
+
+    def poison(trainer: Trainer, step: int) -> bool:
+        head = trainer.state.params["action_head"]
+        poisoned = jax.tree.map(lambda leaf: leaf * float("nan"), head)
+        trainer.reference = {**trainer.reference, "action_head": poisoned}
+        return False
+
+    with pytest.raises(FloatingPointError) as caught:
+        runs.train(small_config(), tmp_path, poison)
+    message = str(caught.value)
+    assert f"not finite at step {FIRST_RL + 1}" in message
+    assert "action_head" in message
+    assert "lower rl.learning_rate" in message
+    (saved,) = tmp_path.glob("bad_batch_*.npz")
+    assert str(saved) in message
+    assert {"tokens_BS", "advantage_BN", "action_BK"} <= set(np.load(saved))
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=9)
+    assert checkpointer.steps()[-1] == FIRST_RL + 1  # the poisoned parameters were not saved
+    checkpointer.close()
+    _, trainer = runs.train(small_config(), tmp_path)
+    assert_equal(everything(trainer), broken[1].states[LAST])
+
+
+if __name__ == "__main__":
+    train_in(Path(sys.argv[1]), Path(sys.argv[2]))
