@@ -95,10 +95,8 @@ def test_a_whole_episode_is_credited_with_its_quality_and_calls() -> None:
 
 
 def test_a_leak_is_charged_to_its_request_and_to_the_decision_to_ask() -> None:
-    """All wrong, so only the leak counts: 0.5 * 1 on the request that sent the one unit.
-
-    Tokens: against the mean request, (1 + 0 + 0) / 3. Decisions: against not asking.
-    """
+    """All wrong, so only the leak counts: 0.5 * 1 on the request that sent the one unit."""
+    # Tokens: against the mean request, (1 + 0 + 0) / 3. Decisions: against not asking.
     group = [
         make_episode(think(), ask(CLEAN), think(), ask(LEAK), answer("Bo"), problem=PRIVATE),
         make_episode(think(), ask(CLEAN), answer("Bo"), problem=PRIVATE),
@@ -112,10 +110,8 @@ def test_a_leak_is_charged_to_its_request_and_to_the_decision_to_ask() -> None:
 
 
 def test_leak_and_quality_are_scaled_alike() -> None:
-    """Rewards 1 - 0.2 - 0.5 and 0: deviation 0.15, so everything by 1 / 0.15.
-
-    Without the leak 0.8 and 0: +-0.4. The only request is the mean request.
-    """
+    """Rewards 1 - 0.2 - 0.5 and 0: deviation 0.15, so everything by 1 / 0.15."""
+    # Without the leak 0.8 and 0: +-0.4. The only request is the mean request.
     group = [
         make_episode(think(), ask(LEAK), answer(), problem=PRIVATE),
         make_episode(think(), answer("Bo"), problem=PRIVATE),

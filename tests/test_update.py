@@ -342,10 +342,8 @@ def test_the_gradient_norm_is_clipped_and_the_rate_scheduled() -> None:
 
 
 def test_numbers_do_not_depend_on_the_mesh(mesh: jax.sharding.Mesh) -> None:
-    """Loss, metrics and gradient, jitted with the layouts that training uses.
-
-    The two rows with something to learn lie on different devices.
-    """
+    """Loss, metrics and gradient, jitted with the layouts that training uses."""
+    # The two rows with something to learn lie on different devices.
     batch = jax.tree.map(lambda leaf: leaf[[0, 2, 3, 4, 5, 1, 6, 7]], make_batch())
     expected_metrics, expected_gradient = gradient_step(batch)
     state = LEARNER.start(make_params(POLICY_SEED))
