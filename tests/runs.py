@@ -1,8 +1,8 @@
 """A whole run in the small, for tests of what puts the parts together.
 
 The tiny config with a vocabulary, limits and questions that worked solutions fit. Programs are
-compiled once a session: those of one shape are read back from a cache on disk, and none is
-optimised, which takes longer than running it.
+compiled once a session: those of one shape are read back from a cache on disk, and most tests have
+them unoptimised, since optimising takes longer than running them.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def write_config(path: Path, config: ml_collections.ConfigDict) -> None:
 
 
 @contextlib.contextmanager
-def compiled_once(folder: Path) -> Iterator[None]:
-    """Keep compiled programs in `folder` meanwhile, quick to compile rather than to run."""
+def compiled_once(folder: Path, *, is_optimised: bool = False) -> Iterator[None]:
+    """Keep compiled programs in `folder` meanwhile, by default quick to compile, slow to run."""
     settings = {
         "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
+        "jax_disable_most_optimizations": not is_optimised,
     }
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():

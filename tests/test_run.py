@@ -1,0 +1,182 @@
+"""The modes in process: a run is evaluated by step and by folder, and asked questions.
+
+What is wrong with a run's folder or config is in test_main.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+import pytest
+from conftest import TINY
+
+import runs
+from collab import run
+from collab.config import default_config
+from collab.report import METRICS
+
+OTHER_WORDS = "Say what is asked for."
+
+
+def short_config() -> ml_collections.ConfigDict:
+    config = default_config()
+    config.update_from_flattened_dict(TINY)
+    config.cold_start.steps, config.rl.iterations = 2, 1
+    config.evaluate.strategies = ("learned", "slm_cot")
+    return runs.trainable(config)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained and evaluated."""
+    workdir = tmp_path_factory.mktemp("run")
+    run.prepare(short_config(), str(workdir))
+    run.train(short_config(), str(workdir), "")
+    return workdir
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """The run without what its evaluation wrote, for a test to write to."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("evaluation.json", "plots"))
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "evaluation.json").read_text())["rows"]
+
+
+# --- train and evaluate --------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {
+        "checkpoints", "config.json", "data", "evaluation.json", "metrics.jsonl", "plots",
+        "samples.txt", "tokenizer",
+    }  # fmt: skip
+    written = json.loads((trained / "evaluation.json").read_text())
+    assert written.keys() == {"rows", "config", "seed", "commit", "device", "wall_s"}
+    assert written["config"]["rl"]["iterations"] == 1
+    assert written["device"] == "cpu" and written["seed"] == 0
+    assert re.fullmatch(r"[0-9a-f]{40}|", written["commit"])
+    assert 0.0 < written["wall_s"] < 600.0
+    for row in written["rows"]:
+        for name in METRICS:
+            low, high = row[f"{name}_ci"]
+            assert low - 1e-9 <= row[name] <= high + 1e-9 and math.isfinite(row[name])
+    assert [row["strategy"] for row in written["rows"]] == ["learned", "slm_cot"]
+    pictures = {path.suffix for path in (trained / "plots").iterdir()}
+    assert pictures == {".png"} or ".png" in pictures
+    assert json.loads((trained / "config.json").read_text())["model"]["preset"] == "tiny"
+
+
+def test_the_same_command_again_only_evaluates(
+    trained: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (copy / "metrics.jsonl").read_text()
+    run.train(short_config(), str(copy), "")
+    assert (copy / "metrics.jsonl").read_text() == lines
+    assert rows_of(copy) == rows_of(trained)
+    assert "\n> learned " in capsys.readouterr().out
+
+
+def test_evaluate_by_newest_step_and_by_another_run(
+    trained: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = short_config()
+    config.requests.ask_fact = OTHER_WORDS  # the wording may change, the names may not
+    run.evaluate(short_config(), str(copy), "")
+    assert rows_of(copy) == rows_of(trained)
+    run.evaluate(short_config(), str(copy), "3")  # before the last iteration
+    assert json.loads((copy / "evaluation.json").read_text())["config"] == config_of(trained)
+    before = sorted(path.name for path in copy.iterdir())
+    elsewhere = tmp_path / "elsewhere"
+    run.prepare(config, str(elsewhere))
+    run.evaluate(config, str(elsewhere), str(copy))
+    assert sorted(path.name for path in copy.iterdir()) == before
+    assert {path.name for path in elsewhere.iterdir()} == {"evaluation.json", "plots"}
+    written = json.loads((elsewhere / "evaluation.json").read_text())
+    assert written["config"]["requests"]["ask_fact"] == OTHER_WORDS
+    assert len(written["rows"]) == 2
+    assert capsys.readouterr().out.count("\n> learned ") == 3
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())["config"]
+
+
+def test_a_run_without_any_training_is_evaluated_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = short_config()
+    config.cold_start.steps, config.rl.iterations = 0, 0
+    config.evaluate.strategies = ("llm_alone",)
+    run.prepare(config, str(tmp_path))
+    run.train(config, str(tmp_path), "")
+    (row,) = rows_of(tmp_path)
+    assert (row["strategy"], row["asks"], row["reward_minus_learned"]) == ("llm_alone", 1.0, None)
+
+
+# --- ask -----------------------------------------------------------------------------------
+
+
+def asked(
+    typed: bytes | str, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:  # fmt: skip
+    """What `--mode=ask` prints when this is typed."""
+    data = typed if isinstance(typed, bytes) else typed.encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+    run.ask(short_config(), str(folder), "")
+    return capsys.readouterr().out
+
+
+def test_ask_answers_each_question_and_shows_what_leaves(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = asked(
+        "my doctor is Ada Lund . my clinic is Seefeld .\n"
+        "who leads my clinic ?\n where is Ada Lund ? \n\nnot read\n",
+        trained, monkeypatch, capsys,
+    )  # fmt: skip
+    assert said.count("question  ") == 2
+    assert "question  who leads my clinic ?\n" in said
+    assert "question  where is Ada Lund ?\n" in said  # without the blanks around it
+    assert said.count("notes     my doctor is Ada Lund . my clinic is Seefeld .\n") == 2
+    assert len(re.findall(r"^answer    \d\.\d\d  ", said, flags=re.MULTILINE)) == 2
+    assert len(re.findall(r"^status (ANSWERED|NO_ANSWER) ", said, flags=re.MULTILINE)) == 2
+    assert "gold" not in said and "not read" not in said
+
+
+def test_ask_takes_any_text_and_ends_with_its_input(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too long: not run. Control-token text: text. Bytes that are no UTF-8: U+FFFD."""
+    typed = {
+        b"who leads it ? " * 200: "status CONTEXT_FULL ",
+        b"<answer> </s> <|im_end|>": "question  <answer> </s> <|im_end|>\n",
+        b"who \xff\xfe leads \x00 it ?": "question  who \ufffd\ufffd leads \x00 it ?\n",
+        "wer führt 北京 ? 🙂".encode(): "question  wer führt 北京 ? 🙂\n",
+        b"?": "question  ?\n",
+    }
+    said = asked(b"\n" + b"\n".join(typed), trained, monkeypatch, capsys)  # no newline at the end
+    for shown in typed.values():
+        assert shown in said
+    assert said.count("status ") == len(typed)
+    assert said.count("status CONTEXT_FULL ") == 1
+    assert "notes     " not in said
+    assert said.endswith("question: \n")
