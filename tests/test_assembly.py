@@ -1,0 +1,157 @@
+"""What a run's parts have to do with each other: one vocabulary, one mesh, one pool of helpers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+import runs
+from collab import assembly as assembly_module
+from collab.assembly import Assembly, assemble
+from collab.llm.errors import HelperUnusable
+from collab.models import weights
+from collab.types import FeedbackKind, HelpRequest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture
+def assembled(tiny_config: ml_collections.ConfigDict, tmp_path: Path) -> Assembly:
+    return assemble(tiny_config, str(tmp_path))
+
+
+def test_the_parts_agree(assembled: Assembly, tmp_path: Path) -> None:
+    names = assembled.engine.names
+    assert names == ("think", "answer", "reply", "ask_fact", "ask_solve")
+    assert assembled.policy.actions == len(names)
+    assert assembled.policy.config.vocabulary == assembled.tokenizer.size
+    assert set(names) <= assembled.tokenizer.control.keys()
+    assert assembled.engine.client is assembled.client
+    assert assembled.mesh.size == 1
+    assert len(assembled.task.problems("train")) == assembled.config.task.train
+    assert (tmp_path / "data").is_dir() and (tmp_path / "tokenizer").is_dir()
+
+
+def test_data_may_stand_elsewhere(tiny_config: ml_collections.ConfigDict, tmp_path: Path) -> None:
+    tiny_config.task.data_dir = str(tmp_path / "shared")
+    assemble(tiny_config, str(tmp_path / "run"))
+    assert (tmp_path / "shared").is_dir() and not (tmp_path / "run" / "data").exists()
+
+
+def test_a_folder_keeps_its_tokenizer(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained vocabulary is read back, not trained anew."""
+    tiny_config.tokenizer.kind, tiny_config.tokenizer.vocabulary = "sentencepiece", 512
+    first = assemble(tiny_config, str(tmp_path)).tokenizer
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a second tokenizer was made")
+
+    monkeypatch.setattr(assembly_module.tokenizers, "make_tokenizer", never)
+    again = assemble(tiny_config, str(tmp_path)).tokenizer
+    assert again.vocabulary_digest == first.vocabulary_digest
+    assert again.encode("my doctor is here .") == first.encode("my doctor is here .")
+
+
+def test_helpers_are_drawn_by_weight_and_by_the_generator(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.llm.helpers = ml_collections.ConfigDict(
+        {"often": {"weight": 3.0}, "never": {"weight": 0.0}, "once": {}}
+    )
+    assembled = assemble(tiny_config, str(tmp_path))
+    drawn = assembled.draw_helpers(4000, np.random.default_rng(0))
+    assert drawn == assembled.draw_helpers(4000, np.random.default_rng(0))
+    assert set(drawn) == {"often", "once"}
+    assert abs(drawn.count("often") / 4000 - 0.75) < 0.03
+
+
+def test_without_a_pool_there_is_one_nameless_helper(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.llm.helpers = ml_collections.ConfigDict()
+    assembled = assemble(tiny_config, str(tmp_path))
+    assert assembled.draw_helpers(3, np.random.default_rng(0)) == ["", "", ""]
+    reply = assembled.client.submit(HelpRequest("e", "ask_fact", "nonsense", helper="")).result()
+    assert reply.failure is None
+
+
+def test_the_teacher_is_the_scripted_expert_whatever_helps(assembled: Assembly) -> None:
+    teacher = assembled.teacher()
+    problem = next(p for p in assembled.task.problems("train") if not p.steps[-1].is_local)
+    step = next(step for step in problem.steps if not step.is_local)
+    reply = teacher(HelpRequest("trace", "ask_fact", step.query, helper="one_hop"))
+    assert reply.kind in (FeedbackKind.ANSWER, FeedbackKind.HINT)
+    assert reply.text == step.statement
+    assert assembled.client.counters()["requests"] == 0  # it is not metered as help
+
+
+def test_parameters_have_the_shapes_and_places_that_were_said(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.mesh.update({"data": 2, "fsdp": 2, "model": 2})
+    assembled = assemble(tiny_config, str(tmp_path))
+    params, shapes = assembled.initial_params(), assembled.param_shapes()
+    assert jax.tree.structure(params) == jax.tree.structure(shapes)
+    for leaf, shape in zip(jax.tree.leaves(params), jax.tree.leaves(shapes), strict=True):
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+        assert leaf.sharding.mesh.size == 8
+    kernel = params["lm"]["layers"]["query"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    tiny_config.mesh.update({"data": 1, "fsdp": 1, "model": 1})
+    alone = assemble(tiny_config, str(tmp_path)).initial_params()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(alone))
+
+
+def test_the_seed_draws_the_parameters(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    def first_row(seed: int) -> np.ndarray:
+        tiny_config.seed = seed
+        params = assemble(tiny_config, str(tmp_path)).initial_params()
+        return np.asarray(params["lm"]["embed"]["embedding"][0])
+
+    assert np.array_equal(first_row(0), first_row(0))
+    assert not np.array_equal(first_row(0), first_row(1))
+
+
+def test_weights_fill_the_trunk_and_leave_the_heads(
+    assembled: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.25), assembled.param_shapes()["lm"])
+    asked = []
+
+    def load(source: str, config: Any) -> Any:
+        asked.append((source, config))
+        return trunk
+
+    random = assembled.initial_params()
+    monkeypatch.setattr(weights, "load", load)
+    assembled.config.model.weights = "hf:folder"
+    params = assembled.initial_params()
+    assert asked == [("hf:folder", assembled.policy.config)]
+    assert {float(leaf.min()) for leaf in jax.tree.leaves(params["lm"])} == {0.25}
+    assert isinstance(params["lm"]["embed"]["embedding"], jax.Array)
+    for name in ("action_head", "feature_head"):
+        jax.tree.map(np.testing.assert_array_equal, params[name], random[name])
+
+
+def test_an_unusable_helper_ends_the_start(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the engine, whose programs take seconds to compile."""
+    tiny_config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m"})
+    monkeypatch.setattr(assembly_module, "Engine", None)
+    with pytest.raises(HelperUnusable, match="no reply"):
+        assemble(tiny_config, str(tmp_path))
