@@ -22,12 +22,13 @@ def get_config() -> ml_collections.ConfigDict:
         "ask_check": "Say whether this is right; if it is not, correct it.",
         "ask_solve": "Solve the sub-problem step by step and give its answer.",
     }
-    config.rollout.update({"rows": 8, "capacity": 512, "prompts_per_call": 4})
+    config.rollout.update({"rows": 8, "capacity": 512, "temperature": 0.7})
     config.rollout.update({"max_segments": 12, "max_asks": 4, "think_tokens": 96})
-    config.rollout.update({"request_tokens": 64, "answer_tokens": 80, "reply_tokens": 96})
+    config.rollout.update({"request_tokens": 64, "answer_tokens": 80, "reply_tokens": 64})
+    config.rollout.prompts_per_call = 1  # on two cores padding costs more than a call
     config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:8901/v1"})
     config.llm.update({"model": "smollm2", "concurrency": 2, "deadline_s": 120.0})
-    config.cold_start.update({"steps": 16, "batch": 4, "learning_rate": 1e-4, "warmup": 2})
+    config.cold_start.update({"steps": 24, "batch": 4, "learning_rate": 3e-4, "warmup": 2})
     config.cold_start.update({"ask_share": 0.25, "ask_lean": 0.0, "judge": "answer"})
     config.cold_start.curriculum = ()  # prompts are longer than any
     config.cold_start.update({"label_problems": 8, "label_samples": 2, "label_steps": 100})
