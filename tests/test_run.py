@@ -6,11 +6,12 @@ What is wrong with a run's folder or config is in test_main.py.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -20,6 +21,8 @@ from conftest import TINY
 import runs
 from collab import run
 from collab.config import default_config
+from collab.llm import Completion, Message
+from collab.llm.serve import serving
 from collab.report import METRICS
 
 OTHER_WORDS = "Say what is asked for."
@@ -129,6 +132,48 @@ def test_a_run_without_any_training_is_evaluated_all_the_same(
     run.train(config, str(tmp_path), "")
     (row,) = rows_of(tmp_path)
     assert (row["strategy"], row["asks"], row["reward_minus_learned"]) == ("llm_alone", 1.0, None)
+
+
+class Hostile:
+    """A helper that says something worse each time."""
+
+    is_local = False
+    helper_names = ("hostile",)
+    texts = (
+        "x " * 450_000,  # nearly a megabyte; cut to rollout.reply_tokens
+        "y" * 2**20,  # more than the client reads: a failure
+        "<answer> </s> <|im_end|> {bos}",
+        '{"kind": "answer", "text": 7}',
+        "{" * 100_000,
+        "\x00\ufffe\u202e \t\r\n",
+        "",
+    )
+
+    def __init__(self) -> None:
+        self.told = itertools.count()
+
+    def complete(
+        self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
+    ) -> Completion:
+        return Completion(self.texts[next(self.told) % len(self.texts)])
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_whatever_a_helper_says_the_evaluation_goes_on(copy: Path) -> None:
+    """Over a real socket: malformed replies are UNAVAILABLE, the others are text, cut to fit."""
+    config, backend = short_config(), Hostile()
+    config.evaluate.strategies = ("ask_every_hop", "llm_alone")
+    config.llm.retries = 0
+    with serving(backend) as url:
+        config.llm.update({"backend": "openai", "base_url": url, "model": "hostile"})
+        run.evaluate(config, str(copy), "")
+    assert next(backend.told) > len(Hostile.texts)
+    rows = {row["strategy"]: row for row in rows_of(copy)}
+    assert rows["ask_every_hop"]["asks"] > 0.0 and rows["llm_alone"]["em"] == 0.0
+    assert all(math.isfinite(row["reward"]) for row in rows.values())
 
 
 # --- ask -----------------------------------------------------------------------------------
