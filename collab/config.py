@@ -1,13 +1,11 @@
-"""The one schema: every key, its default and unit, and every rule that spans keys.
+"""The one schema: every key, its default and unit; reading config files and overrides against it.
 
-`configs/*.py` return `default_config()` with a few deltas. `validate` runs before anything compiles
-and raises `ValueError` with the key, its value, the rule and a fix.
+`configs/*.py` return `default_config()` with a few deltas. What values may be is in `collab.rules`.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import pathlib
 import runpy
 import traceback
@@ -289,142 +287,3 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 
 OPEN_TABLES = ("requests.", "llm.helpers.")
-
-
-def validate(config: Any) -> None:
-    """Check keys, ranges and every rule that spans keys. Raises: ValueError naming the fix."""
-    check_keys(config)
-    _check_ranges(config)
-    _check_rollout(config)
-    _check_help(config)
-    _check_learning(config)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
-def _check_ranges(config: Any) -> None:
-    leaves = flatten(config)
-    for path, value in leaves.items():
-        if isinstance(value, int | float):
-            _require(0 <= value < math.inf, f"{path}={value} must be 0 or more; try {path}=0")
-        if path.endswith("_share") or path in SHARES:
-            _require(value <= 1, f"{path}={value} must be a share in [0, 1]; try {path}=0.5")
-    for path in AT_LEAST_ONE:
-        _require(leaves[path] >= 1, f"{path}={leaves[path]} must be at least 1; try {path}=1")
-    for path in POSITIVE:
-        _require(leaves[path] > 0, f"{path}={leaves[path]} must be above 0; try {path}=1.0")
-    for path, allowed in ONE_OF.items():
-        value = leaves[path]
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        _require(value in allowed, f"{path}={value!r} must be one of {', '.join(allowed)}{hint}")
-
-
-# No key of the schema can be negative or infinite; these are held tighter.
-AT_LEAST_ONE = (
-    "rollout.rows", "rollout.max_segments", "rollout.max_asks", "rollout.steps_per_call",
-    "rollout.prompts_per_call", "rl.problems", "rl.updates", "cold_start.batch",
-    "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every", "checkpoint.keep",
-    "evaluate.bootstrap", "log.every", "log.samples_every", "llm.concurrency", "llm.reply_tokens",
-    "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
-    "reward.token_reference",
-)  # fmt: skip
-POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
-SHARES = (  # and *_share
-    "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
-)  # fmt: skip
-ONE_OF = {
-    "reward.quality": ("em", "f1"),
-    "llm.share": ("request", "question", "all"),
-    "cold_start.judge": ("steps", "answer"),
-    "model.dtype": ("float32", "bfloat16"),
-}
-
-
-def _check_rollout(config: Any) -> None:
-    rollout, mesh = config.rollout, config.mesh
-    parts = mesh.data * mesh.fsdp
-    _require(
-        rollout.rows % parts == 0,
-        f"rollout.rows={rollout.rows} must divide by mesh.data*mesh.fsdp={parts}; "
-        f"try rollout.rows={-(-rollout.rows // parts) * parts}",
-    )
-    for key in ("think_tokens", "request_tokens", "answer_tokens", "reply_tokens"):
-        _require(
-            rollout[key] >= 2,
-            f"rollout.{key}={rollout[key]} must be at least 2: a token and the end token",
-        )
-    least = 2 + rollout.think_tokens + rollout.answer_tokens
-    _require(
-        rollout.capacity > least,
-        f"rollout.capacity={rollout.capacity} leaves no room for a prompt beside one thought and "
-        f"an answer ({least} tokens); try rollout.capacity={4 * least}",
-    )
-    _require(
-        rollout.max_segments >= 2 or not rollout.draft_first,
-        f"rollout.max_segments={rollout.max_segments} must be at least 2 with "
-        "rollout.draft_first: a draft and the answer",
-    )
-
-
-def _check_help(config: Any) -> None:
-    llm = config.llm
-    _require(
-        len(config.requests) >= 1, "requests is empty; name at least one kind, such as ask_fact"
-    )
-    for name, instruction in config.requests.items():
-        _require(
-            isinstance(instruction, str) and bool(instruction.strip()),
-            f"requests.{name}={instruction!r} must be an instruction to the LLM; try "
-            f"requests.{name}='Give a hint, not the solution.'",
-        )
-    for name, row in llm.helpers.items():
-        _require(
-            isinstance(row, Mapping | ml_collections.ConfigDict),
-            f"llm.helpers.{name}={row!r} must be a table of settings, such as {{'hops': 1}}",
-        )
-    weights = [row.get("weight", llm.scripted.weight) for row in llm.helpers.values()]
-    _require(
-        not weights or sum(weights) > 0,
-        "every row of llm.helpers has weight 0, so none can be drawn; try weight=1.0",
-    )
-    _require(  # the config is written to disk
-        "@" not in llm.base_url,
-        "llm.base_url must hold no user or password; put the key into the variable that "
-        "llm.api_key_env names",
-    )
-
-
-def _check_learning(config: Any) -> None:
-    rl, parts = config.rl, config.mesh.data * config.mesh.fsdp
-    _require(rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared")
-    rows = rl.problems * rl.samples
-    _require(
-        rows % parts == 0,
-        f"rl.problems*rl.samples={rows} must divide by mesh.data*mesh.fsdp={parts}; "
-        f"try rl.problems={rl.problems * parts}",
-    )
-    _require(
-        config.cold_start.batch % parts == 0,
-        f"cold_start.batch={config.cold_start.batch} must divide by mesh.data*mesh.fsdp={parts}; "
-        f"try cold_start.batch={config.cold_start.batch * parts}",
-    )
-    _require(
-        config.rollout.temperature > 0,
-        "rollout.temperature=0 makes the samples of a problem equal, so there is nothing to "
-        "compare; try rollout.temperature=1.0",
-    )
-    world = config.task.world
-    _require(
-        world.known_share + world.faint_share <= 1,
-        f"task.world.known_share+faint_share={world.known_share + world.faint_share} must be at "
-        "most 1; lower one",
-    )
-    _require(
-        rl.iterations == 0 or rl.updates == 1 or rl.objective != "reinforce",
-        f"rl.updates={rl.updates} with rl.objective='reinforce' would go off-policy without a "
-        "clip; use rl.objective='grpo' or rl.updates=1",
-    )

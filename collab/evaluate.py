@@ -19,7 +19,8 @@ from collab.assembly import Assembly
 from collab.progress import progress
 from collab.report import Outcome
 from collab.rewards import Terms, score
-from collab.rollout.engine import Job, outgoing
+from collab.rollout.engine import outgoing
+from collab.rollout.episodes import Job, empty_trace
 from collab.strategies import LearnedRates, Setting
 from collab.types import (
     ANSWER,
@@ -31,7 +32,6 @@ from collab.types import (
     Problem,
     Segment,
     Status,
-    Trace,
 )
 
 TRAINED, COLD = "trained", "cold"  # the weights a strategy may run on
@@ -193,6 +193,7 @@ class Evaluator:
             for problem, helper in zip(problems, helpers, strict=True)
         ]
         futures = [self.a.client.submit(request) for request in requests]
+        trace = empty_trace(len(self.a.engine.names))
         episodes = []
         for problem, helper, request, future in zip(
             problems, helpers, requests, futures, strict=True
@@ -205,22 +206,12 @@ class Evaluator:
             )
             status = Status.ANSWERED if answer else Status.NO_ANSWER
             episodes.append(
-                Episode(problem, 0, status, segments, answer, NO_TRACE, helper, "llm_alone")
+                Episode(problem, 0, status, segments, answer, trace, helper, "llm_alone")
             )
         return episodes
 
 
 NEEDED_BY_CASCADE = ("slm_cot", "llm_alone")
-NO_TRACE = Trace(
-    tokens_S=np.zeros(0, np.int32),
-    sampled_S=np.zeros(0, bool),
-    logp_S=np.zeros(0, np.float32),
-    decided_at_K=np.zeros(0, np.int32),
-    action_K=np.zeros(0, np.int32),
-    action_logp_K=np.zeros(0, np.float32),
-    legal_KA=np.zeros((0, 0), bool),
-    features_KF=np.zeros((0, 0), np.float32),
-)
 
 
 def join(alone: Episode, delegated: Episode) -> Episode:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from collab.config import flatten, load_config, read_overrides, validate
+from collab.config import flatten, load_config, read_overrides
+from collab.rules import validate
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/; --config.KEY=VALUE overrides")

@@ -18,12 +18,13 @@ import jax
 from collab import plots, report, sharding
 from collab.assembly import Assembly, assemble
 from collab.checkpoint import Checkpointer, StopFlag, install_signal_handlers
-from collab.config import flatten, validate
+from collab.config import flatten
 from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.metrics import make_writers
 from collab.rewards import score
 from collab.rl import load_objective
 from collab.rollout.episodes import Job
+from collab.rules import validate
 from collab.samples import describe
 from collab.train import Trainer
 from collab.types import Params, PrivateUnit, Problem
@@ -65,7 +66,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     """Train, or go on training, then evaluate and print the table."""
     if checkpoint:
         raise ValueError("--checkpoint is for --mode=evaluate and ask; training resumes by itself")
-    started = time.monotonic()
+    started, commit = time.monotonic(), report.git_commit()
     _check_same_run(config, pathlib.Path(workdir), is_resumed=True)
     _write_config(config, pathlib.Path(workdir))
     stop = install_signal_handlers()
@@ -82,7 +83,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     finally:
         stop.uninstall()
     plots.training_curves(assembly.workdir / "metrics.jsonl", assembly.workdir / "plots")
-    _publish(assembly, evaluation, time.monotonic() - started)
+    _publish(assembly, evaluation, commit, time.monotonic() - started)
     _log.info("compiled programs: %s", json.dumps(trainer.programs()))
 
 
@@ -106,11 +107,11 @@ def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
 
 def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
     """Evaluate the newest (or given) checkpoint of this run, or of another run's folder."""
-    started = time.monotonic()
+    started, commit = time.monotonic(), report.git_commit()
     assembly, params, reference = _restored(config, workdir, checkpoint)
     with contextlib.closing(assembly.client):
         evaluation = Evaluator(assembly, params, reference).run()
-    _publish(assembly, evaluation, time.monotonic() - started)
+    _publish(assembly, evaluation, commit, time.monotonic() - started)
 
 
 def ask(config: Any, workdir: str, checkpoint: str) -> None:
@@ -217,7 +218,7 @@ def _write_config(config: Any, folder: pathlib.Path) -> None:
         temporary.replace(folder / "config.json")
 
 
-def _publish(assembly: Assembly, evaluation: Evaluation, wall_s: float) -> None:
+def _publish(assembly: Assembly, evaluation: Evaluation, commit: str, wall_s: float) -> None:
     """Table to the terminal; JSON and plots to the work folder."""
     config = assembly.config
     rows = report.summarise(
@@ -230,7 +231,7 @@ def _publish(assembly: Assembly, evaluation: Evaluation, wall_s: float) -> None:
         rows,
         config=config.to_dict(),
         seed=config.seed,
-        commit=report.git_commit(),
+        commit=commit,
         device=jax.devices()[0].device_kind,
         wall_s=wall_s,
     )

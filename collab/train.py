@@ -29,7 +29,7 @@ from collab.rl.credit import assign
 from collab.rl.imitation import decision_hidden, fit_head, label_decisions, pad_labels
 from collab.rl.traces import Synthesiser
 from collab.rl.update import Learner, TrainState, make_optimizer
-from collab.rollout.engine import Job
+from collab.rollout.episodes import Job
 from collab.rollout.state import FEATURES
 from collab.samples import write_samples
 from collab.strategies import Setting
@@ -303,7 +303,7 @@ class Trainer:
         metrics.update(self.a.client.counters())
         self._check_finite(metrics, batch)
         metrics["alarms"] = float(len(alarms(metrics)))
-        if iteration % config.log.samples_every == 0:
+        if iteration % config.log.samples_every == 0 and sharding.is_first_process():
             write_samples(
                 self.a.workdir / "samples.txt",
                 f"iteration {iteration}",

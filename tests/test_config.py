@@ -10,16 +10,14 @@ import ml_collections
 import pytest
 
 from collab.config import (
-    AT_LEAST_ONE,
-    POSITIVE,
     check_keys,
     default_config,
     flatten,
     load_config,
     near_matches,
     read_overrides,
-    validate,
 )
+from collab.rules import AT_LEAST_ONE, POSITIVE, validate
 
 DEFAULTS = flatten(default_config())
 NUMBERS = [path for path, value in DEFAULTS.items() if type(value) in (int, float)]

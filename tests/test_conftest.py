@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import pytest
 
-from collab.config import validate
+from collab.rules import validate
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "help.invalid", "10.0.0.1", "2001:db8::1"])

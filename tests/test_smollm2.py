@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from collab import run, tasks, tokenizers
-from collab.config import validate
 from collab.evaluate import Evaluator
 from collab.llm import Completion, Message, make_backend
 from collab.llm.client import Client
@@ -27,6 +26,7 @@ from collab.models.transformer import TransformerConfig
 from collab.models.weights import gguf, layout
 from collab.rl.traces import Synthesiser, TraceDoesNotFitError
 from collab.rollout.state import Limits
+from collab.rules import validate
 from collab.tokenizers.bpe import byte_letters
 from collab.types import action_names
 

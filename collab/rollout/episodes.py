@@ -48,9 +48,9 @@ class InFlight:
     has_failed: bool = False
 
 
-def unrun_episode(job: Job, actions: int) -> Episode:
-    """The episode of a job whose prompt leaves no room for an answer."""
-    trace = Trace(
+def empty_trace(actions: int) -> Trace:
+    """The trace of an episode in which the SLM did nothing."""
+    return Trace(
         tokens_S=np.zeros(0, np.int32),
         sampled_S=np.zeros(0, bool),
         logp_S=np.zeros(0, np.float32),
@@ -60,7 +60,11 @@ def unrun_episode(job: Job, actions: int) -> Episode:
         legal_KA=np.zeros((0, actions), bool),
         features_KF=np.zeros((0, len(FEATURES)), np.float32),
     )
-    sample, status = job.identity[2], Status.CONTEXT_FULL
+
+
+def unrun_episode(job: Job, actions: int) -> Episode:
+    """The episode of a job whose prompt leaves no room for an answer."""
+    sample, status, trace = job.identity[2], Status.CONTEXT_FULL, empty_trace(actions)
     return Episode(job.problem, sample, status, (), "", trace, job.helper, job.strategy)
 
 
