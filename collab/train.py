@@ -86,12 +86,14 @@ class Trainer:
         a, config = self.a, self.config
         barred_V = a.engine.decoder.is_barred_V
 
-        def learner(schedule: optax.Schedule, temperature: float) -> Learner:
+        def learner(
+            schedule: optax.Schedule, temperature: float, *, head: float, features: float
+        ) -> Learner:
             optimizer = make_optimizer(
                 schedule,
                 clip_norm=config.rl.clip_norm,
-                head_rate=config.rl.head_rate,
-                feature_rate=config.rl.feature_rate,
+                head_rate=head,
+                feature_rate=features,
             )
             return Learner(a.policy, optimizer, barred_V, temperature)
 
@@ -102,6 +104,8 @@ class Trainer:
                 0.0, cold.learning_rate, cold.warmup, max(cold.steps, cold.warmup + 1)
             ),
             1.0,
+            head=1.0,  # a head ahead of the trunk pulls it away from copying
+            features=1.0,
         )
         self.rl = learner(
             optax.warmup_cosine_decay_schedule(
@@ -109,6 +113,8 @@ class Trainer:
                 end_value=rl.final_learning_rate,
             ),
             config.rollout.temperature,
+            head=rl.head_rate,
+            features=rl.feature_rate,
         )  # fmt: skip
         self.shapes = jax.eval_shape(self.cold.start, a.param_shapes())
         self.layout = sharding.param_shardings(self.shapes, a.mesh)
