@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from episodes import NAMES, make_trace
 
 from collab.rl.batch import LENGTH_BUCKET, Batch, bucket, collate
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Trace
+from episodes import NAMES, make_trace
 
 LONG = make_trace([THINK_ID, FIRST_REQUEST_ID, ANSWER_ID])
 SHORT = make_trace([ANSWER_ID])

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from test_checkpoint import assert_equal, state_at
 
 from collab import checkpoint, sharding
 from collab.checkpoint import Checkpointer
+from test_checkpoint import assert_equal, state_at
 
 # --- kills ---------------------------------------------------------------------------------
 

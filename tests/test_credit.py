@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from episodes import NAMES, WRITTEN, answer, ask, make_episode, make_problem, think
 
 from collab.config import default_config
 from collab.rewards import score
@@ -15,6 +14,7 @@ from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
 from collab.rollout.state import FEATURES
 from collab.types import Episode, PrivateUnit, Status
+from episodes import NAMES, WRITTEN, answer, ask, make_episode, make_problem, think
 
 WEIGHTS = {**default_config().reward.to_dict(), "turn": 0.2, "think": 0.0, "leak": 0.5}
 PRIVATE = make_problem([PrivateUnit("Elm Clinic", "clinic")])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from episodes import NAMES, answer, answer_back, ask, make_episode, make_problem, think
 
 from collab.config import default_config
 from collab.detectors import alarms, figures
 from collab.rewards import score
 from collab.types import Episode, FeedbackKind, PrivateUnit, Status
+from episodes import NAMES, answer, answer_back, ask, make_episode, make_problem, think
 
 WEIGHTS = {**default_config().reward.to_dict(), "turn": 0.2, "think": 0.0, "leak": 0.5}
 PROBLEM = make_problem([PrivateUnit("Elm Clinic", "clinic")], question="who leads Elm Clinic ?")

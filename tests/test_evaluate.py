@@ -12,8 +12,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from conftest import TINY
-from episodes import answer, ask, make_episode, make_problem, think
 
 import runs
 from collab import report
@@ -35,6 +33,8 @@ from collab.rewards import score
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES
 from collab.types import Episode, Step
+from conftest import TINY
+from episodes import answer, ask, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
 WITHOUT_SLM = {"llm_alone"}

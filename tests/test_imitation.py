@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from episodes import NAMES, answer, ask, make_episode, make_problem, think
 
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
@@ -16,6 +15,7 @@ from collab.rl.batch import collate
 from collab.rl.imitation import decision_hidden, fit_head, label_decisions, pad_labels
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Step
+from episodes import NAMES, answer, ask, make_episode, make_problem, think
 
 STEPS = (
     Step("my film", "Star Fall", is_local=True),

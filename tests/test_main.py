@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import ml_collections
 import pytest
-from conftest import TINY
 
 import runs
 from collab import main, run
@@ -28,6 +27,7 @@ from collab.config import default_config
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.types import Resolution
+from conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 

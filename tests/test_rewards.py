@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 from collab.config import default_config
 from collab.rewards import score
 from collab.types import FeedbackKind, PrivateUnit, Segment, Status
+from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 WEIGHTS = {
     "quality": "em",

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import ml_collections
 import pytest
-from conftest import TINY
 
 import runs
 from collab import run
@@ -24,6 +23,7 @@ from collab.config import default_config
 from collab.llm import Completion, Message
 from collab.llm.serve import serving
 from collab.report import METRICS
+from conftest import TINY
 
 OTHER_WORDS = "Say what is asked for."
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from episodes import answer, ask, make_episode, make_problem, think
 
 from collab.config import default_config
 from collab.rewards import score
 from collab.samples import describe, masked, write_samples
 from collab.types import FeedbackKind, PrivateUnit
+from episodes import answer, ask, make_episode, make_problem, think
 
 UNITS = [
     PrivateUnit("Vera Stone", "doctor"),

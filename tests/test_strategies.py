@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from episodes import NAMES
 
 from collab import strategies
 from collab.rollout.state import FEATURES
 from collab.strategies import STRATEGIES, Boundary, LearnedRates, Setting
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, REPLY_ID, THINK_ID
+from episodes import NAMES
 
 A, F = len(NAMES), len(FEATURES)
 KINDS = range(FIRST_REQUEST_ID, A)

@@ -21,8 +21,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from conftest import TINY
-from episodes import NAMES, answer, ask, make_episode, think
 
 import runs
 from collab import sharding
@@ -37,6 +35,8 @@ from collab.rewards import score
 from collab.rl import batch as batch_module
 from collab.sharding import leaf_paths
 from collab.train import Trainer
+from conftest import TINY
+from episodes import NAMES, answer, ask, make_episode, think
 
 COLD, LAST = 4, 8  # cold-start steps, and steps in all: one fits the head, three are iterations
 FIRST_RL = COLD + 1

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from episodes import NAMES, make_trace
 
 from collab import sharding
 from collab.models.policy import Policy, init_params
@@ -23,6 +22,7 @@ from collab.rl.grpo import Grpo
 from collab.rl.update import Learner, TrainState, make_optimizer
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params
+from episodes import NAMES, make_trace
 
 A, F = len(NAMES), len(FEATURES)
 NETWORK = TransformerConfig(
