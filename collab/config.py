@@ -118,12 +118,12 @@ def default_config() -> ml_collections.ConfigDict:
                 "format": 0.05,  # lost per segment that was cut
             },
             "cold_start": {
-                "steps": 700,
+                "steps": 500,
                 "batch": 48,  # rows
                 "drill_share": 0.08,  # of rows that list remembered facts
                 "read_share": 0.25,  # of rows that list what the notes hold
                 # first so many steps on traces of at most so many tokens, then on whole ones
-                "curriculum": ((300, 64), (150, 128)),
+                "curriculum": ((150, 64), (250, 128)),
                 "learning_rate": 4e-3,
                 "warmup": 50,
                 "decision_weight": 0.2,

@@ -9,9 +9,12 @@ def get_config() -> ml_collections.ConfigDict:
     """Questions of one or two world hops, helpers that chain one or both of them."""
     config = default_config()
     config.task.world.update({"max_world_hops": 2, "known_share": 0.5})
-    config.llm.helpers = {"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}
+    config.llm.helpers = {
+        "one_hop": {"hops": 1, "weight": 3.0},
+        "two_hops": {"hops": 2, "weight": 1.0},
+    }
     config.rollout.temperature = 0.7
-    config.cold_start.update({"steps": 800, "label_problems": 256, "label_samples": 2})
+    config.cold_start.update({"steps": 500, "label_problems": 256, "label_samples": 2})
     config.rl.update({"iterations": 40, "learning_rate": 5e-4, "final_learning_rate": 5e-5})
     config.rl.update({"head_rate": 4.0, "feature_rate": 20.0})  # gentler: the labels come first
     return config

@@ -67,15 +67,17 @@ def test_notes_are_short_and_tell_every_unit_and_every_local_step(problems: list
         assert all(step.answer in problem.notes for step in problem.steps if step.is_local)
 
 
-def test_units_have_the_stated_kinds_and_weights(problems: list[Problem]) -> None:
-    weights = {unit.kind: unit.sensitivity for unit in problems[0].units}
-    assert weights == {
-        "name": 1.0,
-        "birth date": 1.0,
-        "condition": 2.0,
-        "doctor": 1.0,
-        "friend": 0.5,
-    }
+def test_units_are_the_users_own_and_one_other_person_with_the_stated_weights(
+    problems: list[Problem],
+) -> None:
+    own, others = {"name": 1.0, "birth date": 1.0, "condition": 2.0}, {"doctor": 1.0, "friend": 0.5}
+    met = set()
+    for problem in problems:
+        weights = {unit.kind: unit.sensitivity for unit in problem.units}
+        (person,) = weights.keys() - own.keys()
+        assert weights == {**own, person: others[person]}
+        met.add(person)
+    assert met == others.keys()
 
 
 def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowhere_else(

@@ -31,8 +31,8 @@ QWEN3 = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Source: our choice; trains from scratch on a laptop in minutes. A small base makes most of the
-    # rotary pairs turn within a sentence, which is where copying looks.
+    # Source: our choice; trains from scratch on a laptop in minutes. At this base some rotary pairs
+    # turn within a sentence, for offsets, and others hardly within a context, for lookups.
     "tiny": {
         "width": 64,
         "layers": 3,
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kv_heads": 2,
         "head_channels": 32,
         "feed_forward": 192,
-        "rope_theta": 100.0,
+        "rope_theta": 1000.0,
     },
     # Source: our choice; the next size up, for one accelerator.
     "small": {

@@ -79,7 +79,9 @@ class Generator:
         chain = Chain(shape.reference or composition.head, relations, shape.reference is not None)
         shown = _shown(values, shape, rng)
         units = tuple(
-            PrivateUnit(values[kind], kind, weight) for kind, weight in SENSITIVITY.items()
+            PrivateUnit(values[kind], kind, weight)
+            for kind, weight in SENSITIVITY.items()
+            if kind in values
         )
         return Problem(
             uid=f"world-{split}-{index}",
@@ -117,8 +119,8 @@ class Generator:
             return Shape(None, None, hops)
         if local_hops == 1:
             return Shape(_one_of(PIVOTS, rng), None, hops)
-        reference, relation = LOCAL_HOPS[int(rng.integers(len(LOCAL_HOPS)))]
-        return Shape(reference, relation, hops)
+        reference = _one_of(PRIVATE_REFERENCES, rng)
+        return Shape(reference, LOCAL_HOPS[reference], hops)
 
     def _profile(
         self, shape: Shape, composition: Composition, rng: np.random.Generator
@@ -126,25 +128,29 @@ class Generator:
         """All values of a new user, and the second local hop that the notes tell.
 
         Nothing of it is among the entities of the question unless the question starts from it, so
-        that a unit is named only where it must be.
+        that a unit is named only where it must be. Of other persons it knows one, the one asked
+        from if the question starts from a person.
         """
         world = self._world
+        person = shape.reference
+        if person not in PRIVATE_REFERENCES:
+            person = _one_of(PRIVATE_REFERENCES, rng)
         used = list(composition.entities)
         values = {"name": _one_of(world.strangers, rng)}
         values["birth date"] = language.date_text(
             int(rng.integers(*_YEARS)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
         )
         values["condition"] = _one_of(language.CONDITIONS, rng)
-        for reference, kind in REFERENCES.items():
+        for reference in (*PIVOTS, person):
+            kind = REFERENCES[reference]
             is_head = shape.reference == reference and shape.local is None
             values[reference] = composition.head if is_head else self._fresh(kind, used, rng)
             used.append(values[reference])
-        subject, relation = LOCAL_HOPS[int(rng.integers(len(LOCAL_HOPS)))]
-        if shape.local is not None and shape.reference is not None:
-            subject, relation = shape.reference, shape.local
-            return values, (relation, values[subject], composition.head)
+        relation = LOCAL_HOPS[person]
+        if shape.local is not None:
+            return values, (relation, values[person], composition.head)
         kind = RELATIONS[relation].target
-        return values, (relation, values[subject], self._fresh(kind, used, rng))
+        return values, (relation, values[person], self._fresh(kind, used, rng))
 
     def _fresh(self, kind: str, used: Sequence[str], rng: np.random.Generator) -> str:
         """An entity of a type that is not used yet; any of the type if all are."""

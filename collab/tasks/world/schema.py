@@ -58,7 +58,7 @@ REFERENCES = {
 }
 PIVOTS = ("clinic", "film", "home")  # references that are no private unit
 PRIVATE_REFERENCES = ("doctor", "friend")  # references that are private units themselves
-LOCAL_HOPS = (("friend", "home"), ("doctor", "hospital"))  # second hops inside the notes
+LOCAL_HOPS = {"friend": "home", "doctor": "hospital"}  # second hops inside the notes
 
 _MOST_LOCAL_HOPS = 2
 _FEWEST = {PERSON: 6, CITY: 3, COUNTRY: 2, ORGANISATION: 3, FILM: 2}

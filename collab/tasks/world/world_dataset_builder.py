@@ -24,8 +24,9 @@ from collab.tasks.world.schema import Settings
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Writes the three splits of one world."""
 
-    VERSION = tfds.core.Version("1.1.0")  # raise it whenever the same settings give other problems
+    VERSION = tfds.core.Version("1.2.0")  # raise it whenever the same settings give other problems
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.2.0": "The notes tell of one other person.",
         "1.1.0": "In the notes, values follow what they are the value of.",
         "1.0.0": "First release.",
     }
