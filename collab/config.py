@@ -120,7 +120,7 @@ def default_config() -> ml_collections.ConfigDict:
             "cold_start": {
                 "steps": 500,
                 "batch": 48,  # rows
-                "drill_share": 0.08,  # of rows that list remembered facts
+                "drill_share": 0.15,  # of rows that list facts as the SLM's memory has them
                 "read_share": 0.25,  # of rows that list what the notes hold
                 # first so many steps on traces of at most so many tokens, then on whole ones
                 "curriculum": ((150, 64), (250, 128)),

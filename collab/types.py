@@ -168,7 +168,7 @@ class DrilledTask(TeachableTask, Protocol):
         ...
 
     def drill(self, rng: np.random.Generator) -> Step:
-        """A world fact to be memorised, as the SLM remembers it (answer = recall)."""
+        """Any world fact, as the SLM has it in memory: recalled right or wrong, or guessed."""
         ...
 
 

@@ -89,7 +89,7 @@ def make_engine(config: Any, client: Any) -> tuple[Engine, Any]:
 
 
 def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
-    """A lively head among its random weights."""
+    """Random weights with a lively head, and layers that count from the start."""
     tokenizer = tokenizers.make_tokenizer(config, corpus=list)
     mesh = sharding.make_mesh(config.mesh)
     names = action_names(tuple(config.requests))
@@ -101,6 +101,9 @@ def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
             lambda leaf: 0.3 * jax.random.normal(next(keys), leaf.shape), params[head]
         )
     params["lm"] = jax.tree.map(lambda leaf: leaf * 1.5, params["lm"])
+    for name in ("out", "down"):
+        kernel = params["lm"]["layers"][name]["kernel"]
+        params["lm"]["layers"][name]["kernel"] = kernel * 10.0
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
     return Engine(policy, tokenizer, client, config, mesh), params
 

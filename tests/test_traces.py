@@ -72,6 +72,16 @@ def test_limits_that_nothing_fits_name_the_keys(assembly: Assembly) -> None:
         maker.batch(assembly.task.problems("train"), np.random.default_rng(0), longest=8)
 
 
+@pytest.mark.parametrize("share", ["drill_share", "read_share"])
+def test_drills_that_fit_no_segment_name_the_keys(assembly: Assembly, share: str) -> None:
+    """As with a byte tokenizer, to which a fact is longer than a draft may be."""
+    limits = dataclasses.replace(assembly.engine.limits, think_tokens=4)
+    shares = {"drill_share": 0.0, "read_share": 0.0, share: 0.5}
+    maker = dataclasses.replace(synthesiser(assembly, **shares), limits=limits)
+    with pytest.raises(ValueError, match=r"think_tokens"):
+        maker.batch(assembly.task.problems("train"), np.random.default_rng(0))
+
+
 def test_without_asking_a_trace_is_what_the_memory_holds(assembly: Assembly) -> None:
     """Steps that the SLM knows come out true, and the last belief is the answer."""
     maker = synthesiser(assembly, ask_share=0.0)

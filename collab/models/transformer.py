@@ -177,6 +177,7 @@ class RMSNorm(nn.Module):
         return (wide * scale).astype(x.dtype)
 
 
+INIT = nn.initializers.lecun_normal()
 # Of what a layer adds to the residual: little, so that at first a token's own embedding is what the
 # layers above read, and copying is found soon. Source: our choice, after Zhang et al. 2019
 # ("Fixup"), which starts at zero.
@@ -206,7 +207,7 @@ class Block(nn.Module):
             *,
             axes: int = 1,
             bias: bool = False,
-            init: nn.initializers.Initializer = nn.initializers.lecun_normal(),
+            init: nn.initializers.Initializer = INIT,
         ) -> Any:
             """A linear map of the last `axes` axes. Rows are flattened: twice as fast on CPU."""
             layer = nn.DenseGeneral(

@@ -35,6 +35,10 @@ from collab.types import (
 )
 
 DRILLED = 8  # facts a row: as many drafts as a long episode has
+UNFIT = (
+    "hardly any worked solution fits the limits; raise rollout.capacity, think_tokens, "
+    "request_tokens, reply_tokens, or the lengths of cold_start.curriculum"
+)
 Teacher = Callable[[HelpRequest], Feedback]
 
 
@@ -129,23 +133,16 @@ class Synthesiser:
         solution reads; 0 = no such limit. What a network must find in 50 tokens it finds sooner.
         Raises: ValueError when hardly any worked solution fits the limits, with the keys to raise.
         """
-        size, drills = self.settings["batch"], 0
-        if isinstance(self.task, DrilledTask):
-            drills = round(size * self.settings["drill_share"])
-        batch = [self.drill(rng, longest or self.limits.capacity) for _ in range(drills)]
-        if isinstance(self.task, DrilledTask):
-            for _ in range(round(size * self.settings["read_share"])):
-                problem = problems[int(rng.integers(len(problems)))]
-                batch.append(self.reading(problem, rng, longest or self.limits.capacity))
+        size = self.settings["batch"]
+        try:
+            batch = self._drills(problems, rng, longest or self.limits.capacity)
+        except TraceDoesNotFitError as error:
+            raise ValueError(UNFIT) from error
         tried = 0
         while len(batch) < size:
             tried += 1
             if tried > 50 * size:
-                raise ValueError(
-                    "hardly any worked solution fits the limits; raise rollout.capacity, "
-                    "think_tokens, request_tokens, reply_tokens, or the lengths of "
-                    "cold_start.curriculum"
-                )
+                raise ValueError(UNFIT)
             problem = problems[int(rng.integers(len(problems)))]
             try:
                 if longest:
@@ -157,8 +154,23 @@ class Synthesiser:
                 batch.append(trace)
         return batch
 
+    def _drills(
+        self, problems: Sequence[Problem], rng: np.random.Generator, longest: int
+    ) -> list[Trace]:
+        """The rows of a batch that drill facts and reading; none where the task has no such."""
+        if not isinstance(self.task, DrilledTask):
+            return []
+        facts, readings = (
+            round(self.settings["batch"] * self.settings[share])
+            for share in ("drill_share", "read_share")
+        )
+        return [self.drill(rng, longest) for _ in range(facts)] + [
+            self.reading(problems[int(rng.integers(len(problems)))], rng, longest)
+            for _ in range(readings)
+        ]
+
     def drill(self, rng: np.random.Generator, longest: int) -> Trace:
-        """Remembered facts as drafts without a prompt, as many as fit, at most 8."""
+        """Facts as drafts without a prompt, as many as fit, at most 8."""
         writer = TraceWriter(self.tokenizer, self.names, self.limits)
         writer.tokens, writer.written = [self.tokenizer.control["bos"]], [False]
         assert isinstance(self.task, DrilledTask)

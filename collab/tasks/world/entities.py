@@ -56,7 +56,7 @@ class World:
         }
         self.held_out = self._held_out(rng)
         self.memory, self._stale = self._remember(rng)
-        self._drilled = [fact for fact, kind in self.memory.items() if kind is not Recall.UNKNOWN]
+        self._drilled = list(self.facts)
 
     def guess(self, kind: str, rng: np.random.Generator) -> str:
         """Any entity of a type."""
@@ -81,9 +81,8 @@ class World:
         return self.guess(RELATIONS[fact[0]].target, rng)
 
     def drill(self, rng: np.random.Generator) -> Step:
-        """A remembered fact; any fact (so, a guess) where the memory holds nothing at all."""
-        pool = self._drilled or list(self.facts)
-        relation, subject = pool[int(rng.integers(len(pool)))]
+        """Any fact as memory has it; of what memory lacks, each drill is another guess."""
+        relation, subject = self._drilled[int(rng.integers(len(self._drilled)))]
         return Step(f"{relation} of {subject}", self.recall((relation, subject), rng))
 
     # --- how it is drawn -------------------------------------------------------------------
