@@ -70,8 +70,12 @@ def assemble(config: Any, workdir: str) -> Assembly:
     """Build all parts. Raises: ValueError or HelperUnusable, before anything compiles."""
     folder = pathlib.Path(workdir)
     mesh = sharding.make_mesh(config.mesh)
-    task = tasks.make_task(config, config.task.data_dir or str(folder / "data"))
-    tokenizer = _tokenizer(config, folder, task)
+
+    def prepared() -> tuple[Task, tokenizers.Tokenizer]:
+        task = tasks.make_task(config, config.task.data_dir or str(folder / "data"))
+        return task, _tokenizer(config, folder, task)
+
+    task, tokenizer = sharding.first_process_first(prepared)
     backend = make_backend(
         config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
     )

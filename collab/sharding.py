@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model")
+Made = TypeVar("Made")
 
 # Specs name the LAST dimensions of a leaf; those before (the stacked layers) stay whole.
 RULES: tuple[tuple[str, P], ...] = (
@@ -67,6 +68,20 @@ def make_mesh(mesh_config: Mapping[str, int]) -> Mesh:
 def is_first_process() -> bool:
     """Whether this process writes what is written once: metrics, tables, samples."""
     return jax.process_index() == 0
+
+
+def first_process_first(make: Callable[[], Made]) -> Made:
+    """What `make` returns on each process; the first has finished before the others begin.
+
+    For what finds its files or makes them, in a folder that all processes see.
+    """
+    if jax.process_count() == 1:
+        return make()
+    try:
+        made = make() if is_first_process() else None
+    finally:  # a failure of the first must not leave the others waiting
+        multihost_utils.sync_global_devices("collab.first_process_first")
+    return made if made is not None else make()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -191,9 +192,18 @@ def test_replicated_puts_the_whole_array_everywhere() -> None:
 # --- several processes ---------------------------------------------------------------------
 
 
-def worker(*, address: str, process: int) -> None:
+def worker(*, address: str, process: int, folder: Path) -> None:
     """One of two processes with four devices: put rows, compute on a 4x1x2 mesh, fetch."""
     jax.distributed.initialize(address, num_processes=2, process_id=process)
+
+    def made() -> str:
+        if not (folder / "made").exists():
+            time.sleep(1.0)  # the other process would be here by now
+            with (folder / "made").open("x") as file:
+                file.write(f"by {process}")
+        return (folder / "made").read_text()
+
+    assert sharding.first_process_first(made) == "by 0"
     with pytest.raises(ValueError, match="must take all of the 8 present"):
         sharding.make_mesh({"data": 4, "fsdp": 1, "model": 1})
     mesh = sharding.make_mesh({"data": 4, "fsdp": 1, "model": 2})
@@ -218,7 +228,7 @@ def worker(*, address: str, process: int) -> None:
     print(f"process {process} right", flush=True)
 
 
-def test_two_processes_of_four_devices_agree() -> None:
+def test_two_processes_of_four_devices_agree(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     env = os.environ | {
@@ -227,7 +237,7 @@ def test_two_processes_of_four_devices_agree() -> None:
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, address, str(process)],
+            [sys.executable, __file__, address, str(process), str(tmp_path)],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -245,4 +255,4 @@ def test_two_processes_of_four_devices_agree() -> None:
 
 
 if __name__ == "__main__":
-    worker(address=sys.argv[1], process=int(sys.argv[2]))
+    worker(address=sys.argv[1], process=int(sys.argv[2]), folder=Path(sys.argv[3]))
