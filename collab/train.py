@@ -57,6 +57,7 @@ class Trainer:
         self.cold_steps = self.config.cold_start.steps
         self.total = self.cold_steps + 1 + self.config.rl.iterations
         self.step = 0
+        self.warned: set[str] = set()
         self.synthesiser: Synthesiser | None = None  # made when imitation begins
         self._compile()
 
@@ -308,7 +309,7 @@ class Trainer:
         metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         metrics.update(self.a.client.counters())
         self._check_finite(metrics, batch)
-        metrics["alarms"] = float(len(alarms(metrics)))
+        metrics["alarms"] = float(self._warn(iteration, alarms(metrics)))
         if iteration % config.log.samples_every == 0 and sharding.is_first_process():
             write_samples(
                 self.a.workdir / "samples.txt",
@@ -320,6 +321,14 @@ class Trainer:
         if iteration % config.log.every == 0:
             self._write("policy_gradient", {"iteration": iteration, **metrics})
         return metrics
+
+    def _warn(self, iteration: int, found: Sequence[str]) -> int:
+        """Say each alarm in words when it is first met; later ones are in the metrics."""
+        for text in found:
+            if text not in self.warned:
+                _log.warning("iteration %d: %s", iteration, text)
+        self.warned.update(found)
+        return len(found)
 
     def _jobs(self, iteration: int) -> list[Job]:
         rl, count = self.config.rl, len(self.problems)

@@ -218,6 +218,16 @@ def test_every_iteration_writes_every_figure_and_the_alarms(unbroken: tuple[Path
         assert line["sampler_gap"] < 1e-4
 
 
+def test_an_alarm_is_said_in_words_once(
+    unbroken: tuple[Path, Record], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+    _, trainer = runs.train(small_config(), tmp_path)
+    caplog.clear()
+    assert [trainer._warn(iteration, ["a bad sign"]) for iteration in (3, 4)] == [1, 1]
+    assert [record.getMessage() for record in caplog.records] == ["iteration 3: a bad sign"]
+
+
 def test_samples_mask_private_units(unbroken: tuple[Path, Record]) -> None:
     text = (unbroken[0] / "samples.txt").read_text(encoding="utf-8")
     assert text.startswith("=== iteration 0 ===\nquestion")
