@@ -172,12 +172,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 
 def test_only_our_own_lines_reach_the_terminal(trained: tuple[Path, str, str]) -> None:
-    """No prefix of absl's, none of Orbax's or TFDS's steps, no native log, no warning."""
+    """No prefix of absl's, none of Orbax's or TFDS's steps, no native log, no library's warning."""
     ours = (
         r"mesh\.data=1, mesh\.fsdp=1, mesh\.model=1 use 1 of 8 devices, the others stay idle",
         r"world: 32 training questions, tiny, 8 rows on 1 device\(s\) of kind cpu",
         r"(imitation|solve rate|policy gradient|evaluate [\w ,]+): \d+/\d+ \(\d+%\), .*",
         r"checkpoint step \d+ is on disk in .*",
+        r"iteration \d+: .*",  # an alarm
         r"(learned|slm_cot): Setting\(.*\), (trained|cold) weights",
         r"compiled programs: \{.*\}",
     )
