@@ -1,4 +1,4 @@
-"""Training as a whole: stop and go on, kills, meshes, what is written, and that it learns.
+"""Training as a whole: stop and go on, kills, meshes, and what is written.
 
 Started as a program, this file trains the unbroken run's config in a folder, to be killed.
 """

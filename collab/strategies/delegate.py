@@ -30,7 +30,7 @@ class Cascade(Never):
     """The SLM alone, replaced by the LLM alone where its least likely token was too unlikely.
 
     The threshold is tuned over every confidence that occurs on the validation split.
-    Source: FrugalGPT (Chen et al. 2023), with sequence log-probability as the score.
+    Source: FrugalGPT (Chen et al. 2023), with the least likely token as the score.
     """
 
     mode = "composed"

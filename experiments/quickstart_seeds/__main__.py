@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 HERE = pathlib.Path(__file__).parent
 RATES = ("ask_rate_known", "ask_rate_unknown")
-KEPT = ("em", "asks", "leaked_units", "reward", "reward_ci", *RATES)
+PAIRED = ("reward_minus_learned", "reward_minus_learned_ci")
+KEPT = ("em", "asks", "leaked_units", "reward", "reward_ci", *PAIRED, *RATES)
 NO_BASELINE = ("learned", "oracle")
 
 
@@ -34,7 +35,7 @@ def evaluation(seed: int, workdir: pathlib.Path) -> dict[str, Any]:
 
 def summary(seed: int, found: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a run."""
-    rows = {row["strategy"]: {name: row[name] for name in KEPT} for row in found["rows"]}
+    rows = {row["strategy"]: {name: row.get(name) for name in KEPT} for row in found["rows"]}
     best = max(
         (name for name in rows if name not in NO_BASELINE), key=lambda name: rows[name]["reward"]
     )

@@ -56,7 +56,7 @@ class World:
         }
         self.held_out = self._held_out(rng)
         self.memory, self._stale = self._remember(rng)
-        self._drilled = list(self.facts)
+        self._fact_list = list(self.facts)
 
     def guess(self, kind: str, rng: np.random.Generator) -> str:
         """Any entity of a type."""
@@ -82,7 +82,7 @@ class World:
 
     def drill(self, rng: np.random.Generator) -> Step:
         """Any fact as memory has it; of what memory lacks, each drill is another guess."""
-        relation, subject = self._drilled[int(rng.integers(len(self._drilled)))]
+        relation, subject = self._fact_list[int(rng.integers(len(self._fact_list)))]
         return Step(f"{relation} of {subject}", self.recall((relation, subject), rng))
 
     # --- how it is drawn -------------------------------------------------------------------

@@ -36,7 +36,7 @@ _CLEAN_SHARES = (0.7, 0.1, 0.2)  # of compositions without a held-out fact, by s
 _HELD_OUT_SHARES = (0.0, 1 / 3, 2 / 3)
 _HELD_OUT_QUESTIONS = 0.5  # of validation and test questions
 _ATTEMPTS = 200  # draws of a shape until a split has a composition for it
-_PIVOTS_SHOWN = 2  # lines about pivots in the notes, which keeps them under 56 words
+_PIVOTS_SHOWN = 2  # lines about pivots in the notes, which keeps them short
 _YEARS = (1940, 2005)
 
 

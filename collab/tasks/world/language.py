@@ -122,7 +122,7 @@ def corpus(
     statements: Iterable[str],
     problems: Sequence[Problem],
 ) -> list[str]:
-    """Texts that cover the wording; 768 pieces hold every word of a name whole (tested)."""
+    """Texts that cover the wording; the default vocabulary holds every word of a name whole."""
     texts = [f"which {reference}" for reference in REFERENCES]
     texts += [
         f"which {relation.name} of {person}"
