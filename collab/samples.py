@@ -34,6 +34,8 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
     for segment in episode.segments:
         cut = " [cut]" if segment.is_cut else ""
         lines.append(f"{segment.action:<9} {segment.probability:4.2f}  {shown(segment.text)}{cut}")
+        if segment.sent.strip() not in ("", segment.text):
+            lines.append(f"  sent          {shown(segment.sent)}")
         if segment.feedback is not None:
             reply = segment.feedback
             why = f" ({reply.failure})" if reply.failure else ""
@@ -41,8 +43,8 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
     lines.append(
         f"status {episode.status.name}  em {terms.em:.0f}  asks {terms.turns}  "
         f"leaked {terms.leaked_units}  reward {terms.reward:.3f} = {terms.quality:.2f} x "
-        f"{terms.efficiency:.2f} - leak {terms.leak:.2f} - cut {terms.cut}"
-        + (f"  helper {episode.helper}" if episode.helper else "")
+        f"{terms.efficiency:.2f} - {terms.task - terms.reward:.2f} (leak {terms.leak:.2f}, "
+        f"cut {terms.cut})" + (f"  helper {episode.helper}" if episode.helper else "")
     )
     return "\n".join(lines)
 

@@ -222,13 +222,17 @@ class HelpRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One segment as people read it. probability: of the action, at its boundary."""
+    """One segment as people read it. probability: of the action, at its boundary.
+
+    sent: the whole text that left, where more left than the SLM wrote (`config.llm.share`).
+    """
 
     action: str
     text: str
     probability: float
     is_cut: bool = False  # ended by its length limit, not by the model
     feedback: Feedback | None = None
+    sent: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +272,7 @@ class Episode:
     def exchanges(self) -> tuple[Exchange, ...]:
         """Requests (REPLY among them) with the feedback each got, in order."""
         return tuple(
-            Exchange(segment.action, segment.text, segment.feedback)
+            Exchange(segment.action, segment.sent or segment.text, segment.feedback)
             for segment in self.segments
             if segment.feedback is not None
         )

@@ -15,6 +15,7 @@ import pytest
 from collab import sharding, tokenizers
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
+from collab.rewards import score
 from collab.rl.batch import collate
 from collab.rl.update import log_probabilities
 from collab.rollout.engine import Engine
@@ -31,6 +32,7 @@ from collab.types import (
     Feedback,
     FeedbackKind,
     HelpRequest,
+    PrivateUnit,
     Problem,
     Status,
     Step,
@@ -287,6 +289,39 @@ def test_opening_request(tiny_config: Any) -> None:
         assert {segment.action for segment in episode.segments[1:]} <= {THINK, ANSWER, REPLY}
         assert episode.segments[0].feedback is not None
         assert episode.status in (Status.ANSWERED, Status.NO_ANSWER)
+
+
+@pytest.mark.parametrize("share", ["request", "question", "all"])
+def test_an_episode_keeps_all_that_left(tiny_config: Any, share: str) -> None:
+    """Also what the config adds to a request, which is what leaks are read off."""
+    tiny_config.llm.share = share
+    client = EchoClient()
+    engine, params = make_engine(tiny_config, client)
+    problem = Problem("p", "who is it ?", ("x",), notes="ab cd", units=(PrivateUnit("ab cd", "n"),))
+    jobs = [Job(problem, (0, 0, s), episode=str(s)) for s in range(24)]
+    jobs += [Job(problem, (0, 0, 99), "ask_first", Setting(FIRST_REQUEST_ID), episode="first")]
+    episodes = engine.run(params, jobs, temperature=1.0)
+    for job, episode in zip(jobs, episodes, strict=True):
+        left = [r.text for r in client.requests if r.episode == job.episode]
+        assert list(episode.outgoing) == left
+        if share == "all" and left:
+            assert score(episode, tiny_config.reward).leak == 1.0
+    assert sum(len(episode.outgoing) for episode in episodes) > 5  # more than the opening
+
+
+def test_an_opening_request_leaves_room_for_reply_and_answer(tiny_config: Any) -> None:
+    """A question that is so long that they would not fit does not run."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    limits, ends = engine.limits, []
+    for length in range(limits.capacity):
+        problem = Problem(str(length), "x" * length, ("x",))
+        ends.append(Job(problem, (0, length, 0), "ask_first", Setting(FIRST_REQUEST_ID)))
+    episodes = engine.run(params, ends, temperature=1.0)
+    is_run = [episode.status is not Status.CONTEXT_FULL for episode in episodes]
+    assert is_run == sorted(is_run, reverse=True) and 0 < sum(is_run) < len(is_run)
+    for episode in episodes[: sum(is_run)]:
+        before_answer = episode.trace.decided_at_K[-1] + 1
+        assert before_answer + limits.answer_room <= limits.capacity
 
 
 def test_prompt_longer_than_the_capacity(tiny_config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,17 @@ def test_what_is_said_of_an_episode() -> None:
     assert lines[9] == "answer    0.50  [clinic]"
     assert lines[10] == (
         "status ANSWERED  em 1  asks 2  leaked 1  "
-        "reward 0.363 = 1.00 x 0.58 - leak 0.33 - cut 1  helper two_hops"
+        "reward 0.363 = 1.00 x 0.58 - 0.22 (leak 0.33, cut 1)  helper two_hops"
     )
+
+
+@pytest.mark.parametrize("sent", ["more", " more ", "my doctor is Vera Stone .\nmore"])
+def test_what_left_beside_a_request_is_said(sent: str) -> None:
+    segment = dataclasses.replace(ask("more"), sent=sent)
+    episode = make_episode(segment, answer(), problem=PROBLEM)
+    said = describe(episode, score(episode, default_config().reward), show_private=False)
+    assert ("  sent          my doctor is [doctor] .\nmore" in said) == ("doctor" in sent)
+    assert "  sent" not in said or "doctor" in sent
 
 
 def test_samples_are_appended(tmp_path: Path) -> None:

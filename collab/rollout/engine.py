@@ -144,6 +144,8 @@ class _Run:
         self.queue: collections.deque[int] = collections.deque()
         for index, job in enumerate(jobs):
             room = engine.limits.capacity - engine.limits.answer_room
+            if engine.rules[job.strategy].mode == "opening":
+                room -= engine.limits.reply_tokens
             if len(self._prompt(job)) > room:
                 self.results[index] = unrun_episode(job, engine.limits.actions)
                 engine.counters["context_full"] += 1

@@ -87,6 +87,7 @@ def finished_episode(
                 probability=float(np.exp(trace.action_logp_K[k])),
                 is_cut=bool(host.is_cut_BK[b, k]),
                 feedback=answered.feedback if answered else None,
+                sent=answered.request if answered else "",
             )
         )
     answer = segments[-1].text if segments and segments[-1].action == ANSWER else ""
