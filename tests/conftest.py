@@ -29,6 +29,7 @@ MESHES = {
     "1x1x1": {"data": 1, "fsdp": 1, "model": 1},
     "4x1x1": {"data": 4, "fsdp": 1, "model": 1},
     "2x1x2": {"data": 2, "fsdp": 1, "model": 2},
+    "2x2x2": {"data": 2, "fsdp": 2, "model": 2},
 }
 
 TINY = {
