@@ -36,6 +36,13 @@ class Assembly:
     engine: Engine
     helpers: dict[str, float]  # name -> weight, drawn per problem
 
+    @property
+    def helper(self) -> str:
+        """Who helps, in a word: the one helper or served model, "mixed" where several are drawn."""
+        if len(self.helpers) > 1:
+            return "mixed"
+        return next(iter(self.helpers)) or self.config.llm.model or self.config.llm.backend
+
     def draw_helpers(self, count: int, rng: np.random.Generator) -> list[str]:
         """A helper for each of `count` problems."""
         names, weight = list(self.helpers), np.array(list(self.helpers.values()))
@@ -86,7 +93,10 @@ def assemble(config: Any, workdir: str) -> Assembly:
     )
     helpers = {"": 1.0}
     if config.llm.backend == "scripted" and config.llm.helpers:
-        helpers = {name: row.get("weight", 1.0) for name, row in config.llm.helpers.items()}
+        helpers = {
+            name: row.get("weight", config.llm.scripted.weight)
+            for name, row in config.llm.helpers.items()
+        }
     return Assembly(
         config=config,
         workdir=folder,

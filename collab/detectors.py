@@ -29,10 +29,11 @@ def figures(
     """
     out: dict[str, float] = {
         name: float(np.mean([getattr(term, name) for term in terms]))
-        for name in ("reward", "task", "em", "f1", "thinks", "usd", "leak", "leaked_units", "cut")
-    }
-    out["asks"] = float(np.mean([term.turns for term in terms]))
-    out["efficiency"] = float(np.mean([term.efficiency for term in terms]))
+        for name in (
+            "reward", "task", "efficiency", "em", "f1", "asks", "turns", "thinks", "usd", "leak",
+            "leaked_units", "cut",
+        )
+    }  # fmt: skip
     out["penalty"] = float(np.mean([term.task - term.reward for term in terms]))
     for status in Status:
         if status is not Status.RUNNING:

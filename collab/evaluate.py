@@ -22,6 +22,7 @@ from collab.rewards import Terms, score
 from collab.rollout.engine import outgoing
 from collab.rollout.episodes import Job, empty_trace
 from collab.strategies import LearnedRates, Setting
+from collab.strategies.confidence import SURPRISE
 from collab.types import (
     ANSWER,
     FIRST_REQUEST_ID,
@@ -77,7 +78,14 @@ class Evaluator:
         if "cascade" in wanted:
             by_name["cascade"] = self._cascade(problems, by_name)
         outcomes = [
-            outcome(name, "test", self.a.task.name, episode, score(episode, self.config.reward))
+            outcome(
+                name,
+                episode,
+                score(episode, self.config.reward),
+                task=self.a.task.name,
+                helper=self.a.helper,
+                split="test",
+            )
             for name in wanted
             for episode in by_name[name]
         ]
@@ -230,17 +238,24 @@ def _surprise(episode: Episode) -> float:
 
 def learned_rates(episodes: Sequence[Episode], kinds: Sequence[int]) -> LearnedRates:
     """How often and how the learned policy asks after a draft that is not local."""
-    drafts = asks = 0
+    asks = 0
+    surprises: list[float] = []
     counts = dict.fromkeys(kinds, 0)
     for episode in episodes:
         local = {step.statement for step in episode.problem.steps if step.is_local}
-        for before, after in _after_drafts(episode):
-            drafts += before.text not in local
-            asks += after.feedback is not None
+        asks += sum(after.feedback is not None for _, after in _after_drafts(episode))
+        # The first decision follows the prompt, each other one a segment.
+        decided = zip(episode.segments, episode.trace.features_KF[1:], strict=False)
+        surprises += [
+            float(features_F[SURPRISE])
+            for before, features_F in decided
+            if before.action == THINK and before.text not in local
+        ]
         for action in episode.trace.action_K:
             if int(action) in counts:
                 counts[int(action)] += 1
-    return LearnedRates(asks / max(drafts, 1), max(counts, key=lambda kind: counts[kind]))
+    kind = max(counts, key=lambda kind: counts[kind])
+    return LearnedRates(asks / max(len(surprises), 1), kind, tuple(surprises))
 
 
 def _after_drafts(episode: Episode) -> list[tuple[Segment, Segment]]:
@@ -249,7 +264,9 @@ def _after_drafts(episode: Episode) -> list[tuple[Segment, Segment]]:
     return [(before, after) for before, after in pairs if before.action == THINK]
 
 
-def outcome(strategy: str, split: str, task: str, episode: Episode, terms: Terms) -> Outcome:
+def outcome(
+    strategy: str, episode: Episode, terms: Terms, *, task: str, helper: str, split: str
+) -> Outcome:
     """One row of an evaluation; ask rates by whether the SLM's memory holds the drafted step."""
     known = {s.query: s.is_known for s in episode.problem.steps if not s.is_local}
     counted = any(value is not None for value in known.values())
@@ -262,13 +279,13 @@ def outcome(strategy: str, split: str, task: str, episode: Episode, terms: Terms
     return Outcome(
         strategy=strategy,
         task=task,
-        helper="mixed",
+        helper=helper,
         split=split,
         uid=episode.problem.uid,
         em=terms.em,
         f1=terms.f1,
-        asks=terms.turns,
-        turns=len(episode.segments),
+        asks=terms.asks,
+        turns=terms.turns,
         leaked_units=terms.leaked_units,
         leak_share=terms.leak,
         usd=terms.usd,

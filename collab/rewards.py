@@ -18,13 +18,14 @@ import numpy as np
 
 from collab.privacy.detector import Detector
 from collab.tasks.grading import exact_match, f1
-from collab.types import THINK, Episode, Status
+from collab.types import REPLY, THINK, Episode, Status
 
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
     """All parts of one episode's reward.
 
+    asks: help requests. turns: exchanges, answers to the helper's questions among them.
     leak: share of the private units that left, weighted by sensitivity, in [0, 1].
     leak_by_exchange: the same by request, in order; a unit counts where it became complete.
     """
@@ -32,6 +33,7 @@ class Terms:
     em: float
     f1: float
     quality: float
+    asks: int
     turns: int
     thinks: int
     usd: float
@@ -53,6 +55,7 @@ def score(episode: Episode, weights: Mapping[str, Any]) -> Terms:
     overlap = f1(episode.answer, problem.answers) if is_answered else 0.0
     quality = em if weights["quality"] == "em" else overlap
     feedback = [exchange.feedback for exchange in episode.exchanges]
+    asks = sum(exchange.kind != REPLY for exchange in episode.exchanges)
     turns = len(feedback)
     thinks = sum(segment.action == THINK for segment in episode.segments)
     usd = sum(reply.cost_usd for reply in feedback)
@@ -72,6 +75,7 @@ def score(episode: Episode, weights: Mapping[str, Any]) -> Terms:
         em=em,
         f1=overlap,
         quality=quality,
+        asks=asks,
         turns=turns,
         thinks=thinks,
         usd=usd,

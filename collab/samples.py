@@ -41,7 +41,7 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
             why = f" ({reply.failure})" if reply.failure else ""
             lines.append(f"  {reply.kind.value:<8}     {shown(reply.text)}{why}")
     lines.append(
-        f"status {episode.status.name}  em {terms.em:.0f}  asks {terms.turns}  "
+        f"status {episode.status.name}  em {terms.em:.0f}  asks {terms.asks}  "
         f"leaked {terms.leaked_units}  reward {terms.reward:.3f} = {terms.quality:.2f} x "
         f"{terms.efficiency:.2f} - {terms.task - terms.reward:.2f} (leak {terms.leak:.2f}, "
         f"cut {terms.cut})" + (f"  helper {episode.helper}" if episode.helper else "")

@@ -15,6 +15,7 @@ import runs
 from collab import assembly as assembly_module
 from collab.assembly import Assembly, assemble
 from collab.llm.errors import HelperUnusable
+from collab.llm.openai import OpenAIBackend
 from collab.models import weights
 from collab.types import FeedbackKind, HelpRequest
 
@@ -85,6 +86,30 @@ def test_without_a_pool_there_is_one_nameless_helper(
     assert assembled.draw_helpers(3, np.random.default_rng(0)) == ["", "", ""]
     reply = assembled.client.submit(HelpRequest("e", "ask_fact", "nonsense", helper="")).result()
     assert reply.failure is None
+
+
+@pytest.mark.parametrize(
+    ("helpers", "backend", "model", "expected"),
+    [
+        ({"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}, "scripted", "", "mixed"),
+        ({"one_hop": {"hops": 1}}, "scripted", "", "one_hop"),
+        ({}, "scripted", "", "scripted"),
+        ({"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}, "openai", "smollm2", "smollm2"),
+    ],
+)
+def test_who_helps_in_a_word(
+    helpers: dict[str, Any],
+    backend: str,
+    model: str,
+    expected: str,
+    tiny_config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OpenAIBackend, "check", lambda self: None)
+    tiny_config.llm.helpers = ml_collections.ConfigDict(helpers)
+    tiny_config.llm.update({"backend": backend, "model": model})
+    assert assemble(tiny_config, str(tmp_path)).helper == expected
 
 
 def test_the_teacher_is_the_scripted_expert_whatever_helps(assembled: Assembly) -> None:

@@ -38,7 +38,8 @@ def test_reward_terms_are_averaged() -> None:
     assert got["task"] == pytest.approx((0.6 + 0.0) / 2)
     assert got["penalty"] == pytest.approx((0.5 + cut_price) / 2)
     assert got["efficiency"] == pytest.approx((0.6 + 1.0) / 2)
-    assert (got["em"], got["asks"], got["thinks"], got["cut"]) == (0.5, 1.0, 2.0, 0.5)
+    assert (got["em"], got["thinks"], got["cut"]) == (0.5, 2.0, 0.5)
+    assert (got["asks"], got["turns"]) == (0.5, 1.0)  # an answer to the helper is a turn, no ask
     assert (got["leak"], got["leaked_units"], got["usd"]) == (0.5, 0.5, 0.01)
 
 

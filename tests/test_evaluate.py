@@ -28,13 +28,13 @@ from collab.evaluate import (
     learned_rates,
     outcome,
 )
-from collab.report import METRICS
+from collab.report import METRICS, Outcome
 from collab.rewards import score
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES
 from collab.types import Episode, Step
 from conftest import TINY
-from episodes import answer, ask, make_episode, make_problem, think
+from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
 WITHOUT_SLM = {"llm_alone"}
@@ -231,6 +231,11 @@ HOPS = (
 )
 
 
+def row_of(episode: Episode, task: str) -> Outcome:
+    terms = score(episode, default_config().reward)
+    return outcome("learned", episode, terms, task=task, helper="two_hops", split="test")
+
+
 def test_ask_rates_count_drafts_by_what_the_memory_holds() -> None:
     """Six segments: a local draft, a known one kept, an unknown one asked about."""
     episode = make_episode(
@@ -241,17 +246,24 @@ def test_ask_rates_count_drafts_by_what_the_memory_holds() -> None:
         answer("Sofen"),
         problem=make_problem(steps=HOPS, answers=("Sofen",)),
     )
-    row = outcome("learned", "test", "world", episode, score(episode, default_config().reward))
+    row = row_of(episode, "world")
     assert (row.drafts_known, row.asked_known) == (1, 0)
     assert (row.drafts_unknown, row.asked_unknown) == (1, 1)
     assert row.em == 1.0
     rates = learned_rates([episode], range(3, 5))
     assert (rates.asks_per_draft, rates.kind) == (0.5, 3)
+    assert rates.surprises == tuple(episode.trace.features_KF[[2, 3], 0])  # not of the local draft
+
+
+def test_asks_are_requests_and_turns_are_exchanges() -> None:
+    episode = make_episode(think(), ask(), answer_back(), think(), answer())
+    row = row_of(episode, "world")
+    assert (row.asks, row.turns, row.helper) == (1, 2, "two_hops")
 
 
 def test_ask_rates_are_absent_where_nobody_knows_what_is_known() -> None:
     episode = make_episode(think("1 + 1 = 2"), answer("2"), problem=make_problem(answers=("2",)))
-    row = outcome("learned", "test", "gsm", episode, score(episode, default_config().reward))
+    row = row_of(episode, "gsm")
     assert row.drafts_known is None and row.asked_unknown is None
 
 

@@ -19,7 +19,7 @@ from episodes import NAMES
 A, F = len(NAMES), len(FEATURES)
 KINDS = range(FIRST_REQUEST_ID, A)
 ASK_FACT, ASK_SOLVE = KINDS
-RATES = LearnedRates(asks_per_draft=0.3, kind=ASK_SOLVE)
+RATES = LearnedRates(asks_per_draft=0.3, kind=ASK_SOLVE, surprises=(0.1, 2.0))
 # Prefers to request, then to think.
 HEAD = [1.0, 0.0, -1.0, 2.0, 3.0]
 NO_REPLY = [True, True, False, True, True]
@@ -69,7 +69,7 @@ def test_contract_of_attributes(strategy: Any) -> None:
 def test_contract_of_settings(strategy: Any) -> None:
     """At least one, none twice, and only request kinds that there are; one kind is enough."""
     for kinds in (KINDS, range(FIRST_REQUEST_ID, FIRST_REQUEST_ID + 1)):
-        settings = list(strategy.settings(kinds, LearnedRates(0.3, kinds[-1])))
+        settings = list(strategy.settings(kinds, LearnedRates(0.3, kinds[-1], (0.1, 2.0))))
         assert settings
         assert len(set(settings)) == len(settings)
         assert {setting.kind for setting in settings} <= set(kinds)
@@ -222,9 +222,18 @@ def test_settings(name: str, expected: list[Setting]) -> None:
     assert list(strategies.load(name).settings(KINDS, RATES)) == expected
 
 
-def test_step_cascade_tunes_from_always_to_hardly_ever() -> None:
-    settings = strategies.load("step_cascade").settings(KINDS, RATES)
+def test_step_cascade_tunes_from_always_to_never_in_steps_of_equally_many_drafts() -> None:
+    surprises = np.exp(np.random.default_rng(0).uniform(-7.0, np.log(4.0), 300))
+    rates = dataclasses.replace(RATES, surprises=tuple(surprises))
+    settings = strategies.load("step_cascade").settings(KINDS, rates)
     for kind in KINDS:
         grid = [setting.threshold for setting in settings if setting.kind == kind]
         assert grid == sorted(grid)
-        assert grid[0] < 0.0 and 3.5 < grid[-1] < 4.0  # surprise is cut at 4
+        asked = [np.mean(surprises > threshold) for threshold in grid]
+        assert asked[0] == 1.0 and asked[-1] == 0.0
+        assert max(-np.diff(asked)) < 0.06
+
+
+def test_step_cascade_without_any_draft_has_something_to_try() -> None:
+    rates = dataclasses.replace(RATES, surprises=())
+    assert strategies.load("step_cascade").settings(KINDS, rates)

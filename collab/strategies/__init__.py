@@ -57,13 +57,15 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class LearnedRates:
-    """What the learned policy did on the validation split, for rules that copy its rate.
+    """What the learned policy did on the validation split, for rules that are tuned to it.
 
     asks_per_draft: requests over drafts that are not local. kind: its commonest request.
+    surprises: max_nll of each of those drafts, nats.
     """
 
     asks_per_draft: float
     kind: int
+    surprises: tuple[float, ...]
 
 
 class Strategy(Protocol):

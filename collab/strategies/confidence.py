@@ -10,10 +10,11 @@ import numpy as np
 from collab.strategies import Boundary, LearnedRates, Setting, ask_where
 
 SURPRISE = 0  # index of max_nll in rollout.state.FEATURES
+STEPS = 20  # of the grid, each with as many drafts of the validation split
 
 
 class StepCascade:
-    """Request when max_nll of the draft exceeds a threshold tuned on a fine grid.
+    """Request when max_nll of the draft exceeds a threshold, tuned over the quantiles that occur.
 
     Source: cascades (FrugalGPT, Chen et al. 2023), applied per step.
     """
@@ -27,5 +28,6 @@ class StepCascade:
         return ask_where(boundary, is_asked_B)
 
     def settings(self, kinds: Sequence[int], learned: LearnedRates) -> Sequence[Setting]:
-        grid = [-1.0, *np.geomspace(1e-3, 3.9, 13)]  # nats; -1 asks always
+        quantiles = np.quantile(learned.surprises or (0.0,), np.linspace(0.0, 1.0, STEPS))
+        grid = [-1.0, *np.unique(quantiles)]  # nats; -1 asks always, the last never
         return [Setting(kind, float(threshold)) for kind in kinds for threshold in grid]
