@@ -18,7 +18,7 @@ from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
 from collab.rollout.engine import Engine
 from collab.rollout.state import FEATURES
-from collab.types import Feedback, HelpRequest, Params, Task, action_names
+from collab.types import Feedback, HelpRequest, Params, Task, TeachableTask, action_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,10 @@ def assemble(config: Any, workdir: str) -> Assembly:
         return task, _tokenizer(config, folder, task)
 
     task, tokenizer = sharding.first_process_first(prepared)
+    if config.cold_start.steps and not isinstance(task, TeachableTask):
+        raise ValueError(
+            f"task.name={task.name!r} has no worked solutions to imitate; try cold_start.steps=0"
+        )
     backend = make_backend(
         config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
     )
@@ -91,6 +95,8 @@ def assemble(config: Any, workdir: str) -> Assembly:
     policy = Policy(
         transformer_config(config.model, tokenizer.size), len(action_names(tuple(config.requests)))
     )
+    if config.model.weights:
+        weights.check_fit(config.model.weights, policy.config)
     helpers = {"": 1.0}
     if config.llm.backend == "scripted" and config.llm.helpers:
         helpers = {

@@ -123,7 +123,22 @@ def _check_help(config: Any) -> None:
     )
 
 
+def _check_curriculum(curriculum: Any) -> None:
+    is_right = all(
+        isinstance(stage, tuple | list)
+        and len(stage) == 2
+        and all(type(number) is int and number > 0 for number in stage)
+        for stage in curriculum
+    )
+    _require(
+        is_right,
+        f"cold_start.curriculum={tuple(curriculum)} must hold pairs (steps, tokens) above 0; try "
+        "cold_start.curriculum='((150, 64), (250, 128))', or '()' for none",
+    )
+
+
 def _check_learning(config: Any) -> None:
+    _check_curriculum(config.cold_start.curriculum)
     rl, parts = config.rl, config.mesh.data * config.mesh.fsdp
     _require(rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared")
     rows = rl.problems * rl.samples

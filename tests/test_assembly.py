@@ -172,6 +172,22 @@ def test_weights_fill_the_trunk_and_leave_the_heads(
         jax.tree.map(np.testing.assert_array_equal, params[name], random[name])
 
 
+def test_a_task_without_worked_solutions_has_no_cold_start(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain:
+        name = "plain"
+        knowledge = None
+
+        def corpus(self) -> list[str]:
+            return ["a b c"]
+
+    monkeypatch.setattr(assembly_module.tasks, "make_task", lambda config, folder: Plain())
+    tiny_config.cold_start.steps = 1
+    with pytest.raises(ValueError, match=r"task.name='plain' has no.*try cold_start\.steps=0"):
+        assemble(tiny_config, str(tmp_path))
+
+
 def test_an_unusable_helper_ends_the_start(
     tiny_config: ml_collections.ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,10 @@ def test_shares_are_at_most_one(path: str) -> None:
             "(38 tokens); try rollout.capacity=152",
         ),
         ({"rollout.max_segments": 1}, "rollout.max_segments=1 must be at least 2 with"),
+        *(
+            ({"cold_start.curriculum": wrong}, "must hold pairs (steps, tokens) above 0; try")
+            for wrong in (("150", "64"), (150, 64), ((150,),), ((0, 64),), ((1, 2.5),))
+        ),
         ({"rl.samples": 1}, "rl.samples=1 must be at least 2: samples are compared"),
         ({"rollout.temperature": 0.0}, "try rollout.temperature=1.0"),
         (

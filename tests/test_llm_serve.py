@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +16,13 @@ import numpy as np
 import pytest
 import requests
 
-from collab.config import default_config
+from collab.config import default_config, load_config
 from collab.llm import errors, make_backend, serve
 from collab.llm.client import Client
 from collab.llm.openai import OpenAIBackend
 from collab.llm.scripted import CONTEXT_TOKENS, ScriptedBackend
 from collab.llm.serve import MAX_REQUEST_BYTES, main, serving
+from collab.tasks.world import WorldTask
 from collab.types import Exchange, Feedback, FeedbackKind, HelpRequest, Resolution, Step
 
 KINDS = {"ask_fact": "State it.", "ask_solve": "Solve it.", "ask_check": "Check it."}
@@ -226,7 +231,7 @@ def test_leaving_the_context_frees_port_and_thread() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=no/such.py"], "error: --config=no/such.py: no such file"),
+        (["--config=no/such.py"], "error: --config=no/such.py: there is no such file"),
         (["--api_key_env=NOT_SET"], "error: --api_key_env=NOT_SET: the variable is empty"),
         (["--backend=scirpted"], "error: llm.backend='scirpted' must be one of"),
         (["--port=70000"], "error: --host=127.0.0.1 --port=70000: "),
@@ -250,16 +255,51 @@ def build(name: str, config: Any) -> Any:
     return make_backend(name, config.llm, knowledge=Capitals())
 
 
-def test_a_config_file_sets_the_helpers(tmp_path: Path) -> None:
+CONFIG = """from collab.config import default_config, load_config
+
+def get_config():
+    config = default_config()
+    config.llm.helpers = {"mine": {"hops": 1}}
+    config.task.update({"train": 8, "validation": 2, "test": 2})
+    return config
+"""
+
+
+def test_a_broken_config_file_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(
-        "from collab.config import default_config\n"
-        "def get_config():\n"
-        "    config = default_config()\n"
-        "    config.llm.helpers = {'mine': {'hops': 1}}\n"
-        "    return config\n"
+    for text, message in (
+        ("x = 1", "must define get_config()"),
+        ("y = x", "line 1: NameError: name 'x' is not defined"),
+        (CONFIG.replace('"train": 8', '"train": 0'), "task.train=0 must be at least 1"),
+    ):
+        path.write_text(text)
+        assert main([f"--config={path}", f"--data_dir={tmp_path}"]) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1
+
+
+def test_the_command_serves_the_tasks_expert_until_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG)
+    command = [sys.executable, "-m", "collab.llm.serve", f"--config={path}", "--port=0"]
+    child = subprocess.Popen(
+        [*command, f"--data_dir={tmp_path}"], stderr=subprocess.PIPE, text=True
     )
-    assert build("scripted", serve._load_config(str(path))).helper_names == ("scripted", "mine")
-    path.write_text("x = 1\n")
-    with pytest.raises(ValueError, match=r"must define get_config\(\)"):
-        serve._load_config(str(path))
+    try:
+        assert child.stderr is not None
+        said = next(line for line in child.stderr if line.startswith("serving scripted at "))
+        url = said.split()[3].removesuffix(":")
+        assert said.endswith("models scripted, mine\n")
+        models = requests.get(f"{url}/models", timeout=30).json()["data"]
+        assert [model["id"] for model in models] == ["scripted", "mine"]
+        fact = WorldTask(load_config(str(path)), str(tmp_path)).drill(np.random.default_rng(0))
+        with contextlib.closing(over_http(url, "mine")) as client:
+            reply = client.submit(HelpRequest("e", "ask_fact", fact.query)).result()
+        assert reply.kind is FeedbackKind.ANSWER and reply.text.startswith(f"{fact.query} = ")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 0
+    finally:
+        child.kill()
+        child.communicate()

@@ -5,6 +5,7 @@ A handful of mistakes goes through the real command; the rest through the same f
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -281,6 +282,26 @@ def test_a_config_that_names_what_is_not_there(
     config = short_config()
     config.update_from_flattened_dict(changes)
     assert message in refused(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (64, "model.preset does not fit model.weights="),
+        (9999, "have 9999 tokens, the tokenizer"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_their_header(
+    vocabulary: int, message: str, tmp_path: Path
+) -> None:
+    """config.json stands alone here: no tensor is opened, and no random network is made."""
+    shape = {"num_attention_heads": 2, "hidden_size": 48, "num_hidden_layers": 1}
+    shape |= {"intermediate_size": 64, "vocab_size": vocabulary}
+    text = json.dumps({"model_type": "llama", "rms_norm_eps": 1e-5, **shape})
+    (tmp_path / "config.json").write_text(text)
+    config = short_config()
+    config.model.weights = f"hf:{tmp_path}"
+    assert message in refused(config, tmp_path / "work")
 
 
 class NoKnowledge:

@@ -223,6 +223,24 @@ def test_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: pathlib.Pat
     assert again.prompt("Who?", "Tarn") == tokenizer.prompt("Who?", "Tarn")
 
 
+def test_a_save_that_is_cut_off_leaves_no_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer(config_for("sentencepiece", tmp_path), corpus=lambda: CORPUS)
+
+    def killed(self: Tokenizer) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "_settings", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer.save(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    tokenizer.save(tmp_path / "kept")
+    assert load_tokenizer(tmp_path / "kept").vocabulary_digest == tokenizer.vocabulary_digest
+    assert [path.name for path in tmp_path.glob("kept*")] == ["kept"]
+
+
 def test_digest_tells_vocabularies_apart(tmp_path: pathlib.Path) -> None:
     def digest(change: Callable[[Any], None], texts: list[str] = CORPUS) -> str:
         config = config_for("sentencepiece", tmp_path)

@@ -179,6 +179,25 @@ def test_missing_or_unknown_sources_are_named(tmp_path: pathlib.Path) -> None:
         weights.read(f"hf:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", r"config\.json is damaged \(.*\); fetch it again"),
+        ("config.json", "[]", r"config\.json holds no JSON object"),
+        ("config.json", '{"model_type": "llama"}', r"config\.json lacks num_attention_heads, voc"),
+        ("model.safetensors", "\x08\0\0\0\0\0\0\0", r"safetensors is damaged \(.*\); fetch it"),
+        ("model.safetensors.index.json", "{}", r"index\.json lacks weight_map"),
+    ],
+)
+def test_damaged_folders_are_refused(
+    file: str, content: str, message: str, tmp_path: pathlib.Path
+) -> None:
+    weights.export(tmp_path, random_params(TINY), TINY)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        weights.read(f"hf:{tmp_path}")
+
+
 def test_export_refuses_what_no_family_has(tmp_path: pathlib.Path) -> None:
     config = dataclasses.replace(TINY, has_qkv_bias=True, has_qk_norm=True)
     with pytest.raises(ValueError, match="no published family"):

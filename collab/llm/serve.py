@@ -12,7 +12,6 @@ import hmac
 import json
 import logging
 import os
-import runpy
 import sys
 import threading
 import time
@@ -22,8 +21,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from collab.config import default_config
+from collab.config import default_config, load_config
 from collab.llm import BACKENDS, Backend, Message, errors, make_backend
+from collab.rules import validate
 
 MAX_REQUEST_BYTES = 4 * 2**20
 IDLE_S = 60.0  # a kept-alive connection without a request is closed
@@ -212,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         key = _key_of(flags.api_key_env)
-        config = _load_config(flags.config)
+        config = load_config(flags.config) if flags.config else default_config()
+        validate(config)
         backend = _make_backend(flags.backend, config, flags.data_dir)
         server = _open(backend, host=flags.host, port=flags.port, key=key)
     except (ValueError, OSError) as error:
@@ -249,18 +250,6 @@ def _key_of(variable: str) -> str:
             f"--api_key_env={variable}: the variable is empty; set it or drop the flag"
         )
     return key
-
-
-def _load_config(path: str) -> ConfigDict:
-    if not path:
-        return default_config()
-    try:
-        namespace = runpy.run_path(path)
-    except FileNotFoundError:
-        raise ValueError(f"--config={path}: no such file") from None
-    if "get_config" not in namespace:
-        raise ValueError(f"--config={path} must define get_config()")
-    return namespace["get_config"]()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -114,14 +115,21 @@ class Tokenizer(abc.ABC):
         return [self.control[f"feedback_{kind.value}"], *ids[: limit - 2], self.end_id], is_cut
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write all that `load_tokenizer` needs: settings as JSON, and the kind's model file."""
+        """Write all that `load_tokenizer` needs: settings as JSON, and the kind's model file.
+
+        The folder appears whole or not at all, whenever the process is killed.
+        """
         path = pathlib.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        self._write(path)
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self._write(partial)
         settings = {"kind": self.kind, "requests": list(self.requests), **self._settings()}
         settings["vocabulary_digest"] = self.vocabulary_digest
         text = json.dumps(settings, indent=1, ensure_ascii=False)
-        (path / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        (partial / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
 
     @property
     def vocabulary_digest(self) -> str:

@@ -18,7 +18,7 @@ from collab.models.weights.safetensors import export
 from collab.tokenizers import gguf_file
 from collab.types import Params
 
-__all__ = ["export", "extend_vocabulary", "load", "read", "shape"]
+__all__ = ["check_fit", "export", "extend_vocabulary", "load", "read", "shape"]
 
 NOISE = 0.1  # deviations of the table; tells new tokens apart, leaves them near its middle
 
@@ -35,8 +35,21 @@ def load(
     Raises: ValueError as `read`, or if the weights have another shape than `config`, or more
     tokens.
     """
+    check_fit(source, config)
+    params, _ = read(source, cache_dir=cache_dir, use_cache=use_cache)
+    return extend_vocabulary(params, config.vocabulary)
+
+
+def check_fit(source: str, config: TransformerConfig) -> None:
+    """Raise ValueError if `load` would; of the source only its shape is read."""
+    own = shape(source)
+    if own.vocabulary > config.vocabulary:
+        raise ValueError(
+            f"model.weights={source!r} have {own.vocabulary} tokens, the tokenizer "
+            f"{config.vocabulary}; set tokenizer.kind to the kind of these weights (gguf or hf)"
+        )
     found = dataclasses.replace(
-        shape(source), vocabulary=config.vocabulary, dtype=config.dtype, remat=config.remat
+        own, vocabulary=config.vocabulary, dtype=config.dtype, remat=config.remat
     )
     wrong = [
         f"{field.name} {getattr(config, field.name)} (weights: {getattr(found, field.name)})"
@@ -48,8 +61,6 @@ def load(
             f"model.preset does not fit model.weights={source!r}: {'; '.join(wrong)}; "
             "name the preset of these weights, or '' for their own shape"
         )
-    params, _ = read(source, cache_dir=cache_dir, use_cache=use_cache)
-    return extend_vocabulary(params, config.vocabulary)
 
 
 def read(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,10 @@ SUPPORTED = {
     "rope_interleaved": (False,),
     "quantization_config": (),
 }
+NEEDED = (
+    "num_attention_heads", "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",
+    "rms_norm_eps",
+)  # fmt: skip
 YARN_EXTRAS = ("attention_factor", "mscale", "mscale_all_dim")
 
 
@@ -53,8 +57,7 @@ def load(folder: pathlib.Path) -> tuple[Params, TransformerConfig]:
     )
     if unknown:
         raise ValueError(f"{folder} holds tensors that the network has no place for: {unknown[:3]}")
-    library = require("safetensors")
-    opened = {path: library.safe_open(str(path), framework="numpy") for path in set(files.values())}
+    opened = {path: _opened(path) for path in set(files.values())}
 
     def read(name: str) -> np.ndarray:
         return np.asarray(opened[files[name]].get_tensor(name), np.float32)
@@ -66,7 +69,9 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file that holds each tensor."""
     index = folder / INDEX_FILE
     if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = _json(index)
+        _require_keys(found, index, ("weight_map",))
+        shards = found["weight_map"]
         absent = sorted({shard for shard in shards.values() if not (folder / shard).is_file()})
         if absent:
             raise ValueError(f"{folder}: {INDEX_FILE} names {absent[0]}, which is not there")
@@ -74,8 +79,34 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
-    with require("safetensors").safe_open(str(path), framework="numpy") as file:
+    with _opened(path) as file:
         return dict.fromkeys(file.keys(), path)
+
+
+def _opened(path: pathlib.Path) -> Any:
+    """An open file of tensors. Raises: ValueError if it is damaged."""
+    library = require("safetensors")
+    try:
+        return library.safe_open(str(path), framework="numpy")
+    except library.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """A file's JSON object. Raises: ValueError if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; fetch it again")
+    return found
+
+
+def _require_keys(found: Mapping[str, Any], path: pathlib.Path, needed: Sequence[str]) -> None:
+    lacking = [key for key in needed if found.get(key) is None]
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; fetch it again")
 
 
 def read_config(folder: pathlib.Path) -> TransformerConfig:
@@ -86,7 +117,7 @@ def read_config(folder: pathlib.Path) -> TransformerConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"model.weights=hf:{folder}: {path} does not exist")
-    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    raw = _json(path)
     family = raw.get("model_type")
     if family not in CLASSES:
         raise ValueError(f"{path}: model_type={family!r} must be one of {', '.join(CLASSES)}")
@@ -95,6 +126,7 @@ def read_config(folder: pathlib.Path) -> TransformerConfig:
             raise ValueError(f"{path}: {key}={raw[key]!r} is not computed here")
     if family != "qwen2" and raw.get("attention_bias"):
         raise ValueError(f"{path}: attention_bias=true (one on o_proj too) is not computed here")
+    _require_keys(raw, path, NEEDED)
     theta, scaling = _rope(raw, path)
     heads = raw["num_attention_heads"]
     return TransformerConfig(
