@@ -141,6 +141,9 @@ def default_config() -> ml_collections.ConfigDict:
             "rl": {
                 "objective": "grpo",  # a row of collab.rl.OBJECTIVES
                 "iterations": 80,
+                # rolled out under every constant rule before the first iteration, so that each
+                # logs its gap to the best one; 0 = no such gap
+                "constant_problems": 64,
                 "problems": 16,  # P, per iteration
                 "samples": 8,  # G, per problem
                 "learning_rate": 1e-3,
@@ -159,6 +162,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "checkpoint": {
                 "every": 20,  # iterations
+                "imitation_every": 250,  # optimiser steps of imitation
                 "keep": 2,
                 "best_metric": "reward",  # of the training batch, kept besides
                 "resume": True,

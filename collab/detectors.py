@@ -15,6 +15,9 @@ from collab.rewards import Terms
 from collab.types import FIRST_REQUEST_ID, THINK, Episode, FeedbackKind, Status
 
 NEVER_ASK_RATE = 0.02  # of drafted boundaries
+ALWAYS_ASK_RATE = 0.95
+BEHIND_CONSTANT = -0.15  # reward: a batch's mean is a noisy figure
+LEAKED_SHARE = 0.2  # of private units, weighted by sensitivity
 CONSTANT_ENTROPY = 0.02  # nats, of the head
 SAMPLER_GAP = 1e-2  # nats
 LAUNDERED_SHARE = 0.5  # of requests
@@ -95,8 +98,17 @@ def _overlap(text: str, other: str) -> float:
 def alarms(metrics: Mapping[str, float]) -> list[str]:
     """What looks wrong in these metrics, in words; empty when nothing does."""
     found = []
-    if metrics.get("ask_rate_per_draft", 1.0) < NEVER_ASK_RATE and metrics.get("em", 1.0) < 0.9:
-        found.append("never-ask: hardly a draft is asked about and answers are wrong")
+    gap = metrics.get("gap_to_constant")
+    rate = metrics.get("ask_rate_per_draft", 0.5)
+    is_help_wanted = metrics.get("em", 0.0) < 0.9 if gap is None else gap < 0.0
+    if rate < NEVER_ASK_RATE and is_help_wanted:
+        found.append("never-ask: hardly a draft is asked about, though help would pay")
+    if rate > ALWAYS_ASK_RATE:
+        found.append("always-ask: nearly every draft is asked about")
+    if gap is not None and gap < BEHIND_CONSTANT:
+        found.append("a constant rule does better than the policy")
+    if metrics.get("leak", 0.0) > LEAKED_SHARE:
+        found.append("leaked text: requests give much of the private notes away")
     if metrics.get("head_entropy", 1.0) < CONSTANT_ENTROPY:
         found.append("the head is nearly deterministic: it may have become one constant action")
     if metrics.get("copied_question", 0.0) > LAUNDERED_SHARE:

@@ -52,7 +52,8 @@ def _check_ranges(config: Any) -> None:
 AT_LEAST_ONE = (
     "rollout.rows", "rollout.max_segments", "rollout.max_asks", "rollout.steps_per_call",
     "rollout.prompts_per_call", "rl.problems", "rl.updates", "cold_start.batch",
-    "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every", "checkpoint.keep",
+    "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every",
+    "checkpoint.imitation_every", "checkpoint.keep",
     "evaluate.bootstrap", "log.every", "log.samples_every", "llm.concurrency", "llm.reply_tokens",
     "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
     "reward.token_reference",

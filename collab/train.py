@@ -8,6 +8,8 @@ as if it had not been.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,11 +35,12 @@ from collab.rollout.episodes import Job
 from collab.rollout.state import FEATURES
 from collab.samples import write_samples
 from collab.strategies import Setting
+from collab.strategies.constant import constant_rules
 from collab.types import FIRST_REQUEST_ID, Episode, Params, TeachableTask, Trace
 
 _log = logging.getLogger(__name__)
 
-ORDER, HELPER, TRACES, LABELS = range(4)  # streams of host randomness
+ORDER, HELPER, TRACES, LABELS, CONSTANTS = range(5)  # streams of host randomness
 IMITATION_LOG_EVERY = 25  # optimiser steps
 
 
@@ -57,6 +60,7 @@ class Trainer:
         self.cold_steps = self.config.cold_start.steps
         self.total = self.cold_steps + 1 + self.config.rl.iterations
         self.step = 0
+        self.constant_reward: float | None = None  # of the best constant rule after the cold start
         self.warned: set[str] = set()
         self.synthesiser: Synthesiser | None = None  # made when imitation begins
         self._compile()
@@ -69,12 +73,9 @@ class Trainer:
         )
         try:
             self._begin()
-            for label, end, work in (
-                ("imitation", self.cold_steps, self._imitate),
-                ("solve rate", self.cold_steps + 1, self._judge),
-                ("policy gradient", self.total, self._reinforce),
-            ):
-                self._stage(label, end, work)
+            self._stage(self.cold_steps, self._imitate, "imitation")
+            self._stage(self.cold_steps + 1, self._judge)
+            self._stage(self.total, self._reinforce, "policy gradient")
             self._save(None)
         finally:
             self.checkpointer.close()
@@ -184,26 +185,39 @@ class Trainer:
         if restored is not None:
             self.state, self.reference = restored.state["learner"], restored.state["reference"]
             self.step = restored.host["step"]
+            self.constant_reward = restored.host["constant_reward"]
             _log.info("resumed at step %d of %d", self.step, self.total)
 
-    def _stage(self, label: str, end: int, work: Callable[[], dict[str, float]]) -> None:
-        """Run `work` until the step counter reaches `end`, with saves and a progress line."""
+    def _stage(self, end: int, work: Callable[[], dict[str, float]], label: str = "") -> None:
+        """Run `work` until the step counter reaches `end`, with saves.
+
+        label: of the progress line over the steps; "" where `work` shows its own.
+        """
         if self.step >= end or self.is_stopped(self.step):
             return
-        with progress(end - self.step, label) as line:
+        steps = progress(end - self.step, label) if label else contextlib.nullcontext()
+        with steps as line:
             while self.step < end:
                 metrics = work()
                 self.step += 1
-                line.update(1, **{key: metrics[key] for key in SHOWN if key in metrics})
+                if line:
+                    line.update(1, **{key: metrics[key] for key in SHOWN if key in metrics})
                 if self.is_stopped(self.step):
                     break
-                is_due = (self.step - self.cold_steps - 1) % self.config.checkpoint.every == 0
-                if self.step == self.cold_steps or (self.step > self.cold_steps and is_due):
+                if self._is_save_due():
                     self._save(metrics.get(self.config.checkpoint.best_metric))
+
+    def _is_save_due(self) -> bool:
+        """Now and then in each stage, and where one ends."""
+        settings = self.config.checkpoint
+        if self.step <= self.cold_steps:
+            return self.step == self.cold_steps or self.step % settings.imitation_every == 0
+        return (self.step - self.cold_steps - 1) % settings.every == 0
 
     def _save(self, metric: float | None) -> None:
         state = {"learner": self.state, "reference": self.reference}
-        self.checkpointer.save(self.step, state, host={"step": self.step}, metric=metric)
+        host = {"step": self.step, "constant_reward": self.constant_reward}
+        self.checkpointer.save(self.step, state, host=host, metric=metric)
 
     def _rng(self, stream: int, index: int) -> np.random.Generator:
         return np.random.default_rng((self.config.seed, stream, index))
@@ -223,7 +237,7 @@ class Trainer:
                 teacher=self.a.teacher(),
                 helpers=list(self.a.helpers),
             )
-        traces = self.synthesiser.batch(
+        traces, unfit_share = self.synthesiser.batch(
             self.problems,
             self._rng(TRACES, self.step),
             longest=longest_at(self.step, self.config.cold_start.curriculum),
@@ -232,12 +246,21 @@ class Trainer:
         self.state, metrics = self._imitate_step(self.state, sharding.put_rows(batch, self.a.mesh))
         if (self.step + 1) % IMITATION_LOG_EVERY:
             return {}
-        return self._write("imitation", {k: float(v) for k, v in jax.device_get(metrics).items()})
+        learned = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        return self._write("imitation", {**learned, "unfit_share": unfit_share})
 
     def _judge(self) -> dict[str, float]:
         """Fit the head to what the SLM got right on its own; start the policy gradient there."""
         settings = self.config.cold_start
-        episodes = self._label_episodes()
+        jobs, constants = self._label_jobs(), self._constant_jobs()
+        with progress(len(jobs) + len(constants), "solve rate") as line:
+            made = self.a.engine.run(
+                self.state.params,
+                [*jobs, *constants],
+                temperature=self.config.rollout.temperature,
+                on_done=line.update,
+            )
+        episodes = made[: len(jobs)]
         labels = [label_decisions(episode) for episode in episodes]
         rows = -(-len(episodes) // self.config.rollout.rows) * self.config.rollout.rows
         batch = self._collate([episode.trace for episode in episodes], rows=rows)
@@ -251,11 +274,12 @@ class Trainer:
             metrics["label_loss"] = float(loss)
         terms = [score(episode, self.config.reward) for episode in episodes]
         metrics.update(figures(episodes, terms, self.a.engine.names))
+        metrics.update(self._constant_rewards(constants, made[len(jobs) :]))
         self.state = self._start_rl(params)
         self.reference = self._copy(params)
         return self._write("solve_rate", metrics)
 
-    def _label_episodes(self) -> list[Episode]:
+    def _label_jobs(self) -> list[Job]:
         """Rollouts of some training problems, to be judged.
 
         They ask at random; never, where steps can't be judged one by one.
@@ -267,7 +291,7 @@ class Trainer:
         kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
         helpers = self.a.draw_helpers(len(picked), rng)
         strategy, rate = ("random_rate", 0.5) if settings.judge == "steps" else ("slm_cot", 0.0)
-        jobs = [
+        return [
             Job(
                 problem=self.problems[int(index)],
                 identity=(self.config.seed, int(index), sample),
@@ -279,9 +303,40 @@ class Trainer:
             for place, index in enumerate(picked)
             for sample in range(settings.label_samples)
         ]
-        return self.a.engine.run(
-            self.state.params, jobs, temperature=self.config.rollout.temperature
-        )
+
+    def _constant_jobs(self) -> list[Job]:
+        """Every constant rule on the same training problems."""
+        rng = self._rng(CONSTANTS, 0)
+        count = min(self.config.rl.constant_problems, len(self.problems))
+        picked = rng.choice(len(self.problems), count, replace=False)
+        helpers = self.a.draw_helpers(count, rng)
+        kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
+        return [
+            Job(
+                problem=self.problems[int(index)],
+                identity=(self.config.seed, int(index), 0),
+                strategy="best_constant",
+                setting=setting,
+                helper=helper,
+                episode=f"constant-{rule}-{index}",
+            )
+            for rule, setting in enumerate(constant_rules(kinds))
+            for index, helper in zip(picked, helpers, strict=True)
+        ]
+
+    def _constant_rewards(
+        self, jobs: Sequence[Job], episodes: Sequence[Episode]
+    ) -> dict[str, float]:
+        """Mean reward by rule; the best is kept, for the gap that each iteration logs."""
+        rewards = collections.defaultdict(list)
+        for job, episode in zip(jobs, episodes, strict=True):
+            rewards[job.setting].append(score(episode, self.config.reward).reward)
+        means = {setting: float(np.mean(found)) for setting, found in rewards.items()}
+        self.constant_reward = max(means.values(), default=None)
+        return {
+            f"constant_{'never' if setting.threshold else self.a.engine.names[setting.kind]}": mean
+            for setting, mean in means.items()
+        }
 
     # --- policy gradient -------------------------------------------------------------------
 
@@ -307,6 +362,9 @@ class Trainer:
             self.state, learned = self._gradient_step(self.state, self.reference, on_device)
         metrics.update(figures(episodes, terms, engine.names))
         metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
+        if self.constant_reward is not None:
+            metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward
+        metrics.update(engine.counters)
         metrics.update(self.a.client.counters())
         self._check_finite(metrics, batch)
         metrics["alarms"] = float(self._warn(iteration, alarms(metrics)))

@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.cold_start.curriculum = ()  # prompts are longer than any
     config.cold_start.update({"label_problems": 8, "label_samples": 2, "label_steps": 100})
     config.rl.update({"iterations": 3, "problems": 4, "samples": 2, "warmup": 0})
+    config.rl.constant_problems = 0  # they would take as long as the training
     config.rl.update({"learning_rate": 1e-5, "final_learning_rate": 1e-6})
     config.checkpoint.every = 1
     config.evaluate.strategies = ("learned", "slm_cot", "ask_every_hop", "llm_alone")

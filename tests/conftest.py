@@ -62,10 +62,12 @@ TINY = {
     "cold_start.label_samples": 2,
     "cold_start.label_steps": 2,
     "rl.iterations": 2,
+    "rl.constant_problems": 4,
     "rl.problems": 4,
     "rl.samples": 2,
     "rl.warmup": 1,
     "checkpoint.every": 1,
+    "checkpoint.imitation_every": 1,
     "evaluate.bootstrap": 50,
     "log.tensorboard": False,
 }

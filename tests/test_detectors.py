@@ -88,7 +88,8 @@ def test_nobody_asked() -> None:
 
 HEALTHY = {
     "ask_rate_per_draft": 0.3,
-    "em": 0.5,
+    "gap_to_constant": -0.05,
+    "leak": 0.1,
     "head_entropy": 0.4,
     "copied_question": 0.2,
     "zero_variance_groups": 0.5,
@@ -102,6 +103,9 @@ HEALTHY = {
     ("change", "words"),
     [
         ({"ask_rate_per_draft": 0.019}, "never-ask"),
+        ({"ask_rate_per_draft": 0.951}, "always-ask"),
+        ({"gap_to_constant": -0.151}, "constant rule does better"),
+        ({"leak": 0.21}, "leaked text"),
         ({"head_entropy": 0.019}, "one constant action"),
         ({"copied_question": 0.51}, "laundering"),
         ({"zero_variance_groups": 0.81}, "no variance"),
@@ -120,7 +124,10 @@ def test_each_alarm_rings_alone(change: dict[str, float], words: str) -> None:
     "change",
     [
         {"ask_rate_per_draft": 0.02},
-        {"ask_rate_per_draft": 0.0, "em": 0.9},  # alone is good enough
+        {"ask_rate_per_draft": 0.95},
+        {"ask_rate_per_draft": 0.0, "gap_to_constant": 0.0},  # no rule that asks does better
+        {"gap_to_constant": -0.15},
+        {"leak": 0.2},
         {"head_entropy": 0.02},
         {"copied_question": 0.5},
         {"zero_variance_groups": 0.8},
@@ -132,6 +139,13 @@ def test_no_alarm_at_the_thresholds(change: dict[str, float]) -> None:
     assert alarms({**HEALTHY, **change}) == []
 
 
+@pytest.mark.parametrize(("em", "rings"), [(0.89, True), (0.9, False)])
+def test_without_a_gap_wrong_answers_tell_that_help_would_pay(em: float, rings: bool) -> None:
+    assert (
+        any("never-ask" in text for text in alarms({"ask_rate_per_draft": 0.0, "em": em})) == rings
+    )
+
+
 def test_a_figure_that_is_not_there_rings_nothing() -> None:
     assert alarms({}) == []
 
@@ -139,6 +153,7 @@ def test_a_figure_that_is_not_there_rings_nothing() -> None:
 def test_alarms_of_episodes() -> None:
     """A policy that sends the whole question and one that only fills its limits."""
     copier = make_episode(think(), ask(PROBLEM.question), answer("Bo"), problem=PROBLEM)
-    assert "laundering" in alarms(measured(copier))[0]
+    found = alarms(measured(copier))
+    assert [m.split(":")[0] for m in found] == ["always-ask", "leaked text", "answer laundering"]
     found = alarms(measured(make_episode(*[think(is_cut=True)] * 3, answer("Bo"))))
     assert [message.split(":")[0] for message in found] == ["never-ask", "gibberish"]

@@ -86,7 +86,6 @@ def make_engine(config: Any, client: Any) -> tuple[Engine, Any]:
         _ENGINES[key] = build_engine(config, client)
     engine, params = _ENGINES[key]
     engine.client = client
-    engine.counters.clear()
     return engine, params
 
 
@@ -325,14 +324,13 @@ def test_an_opening_request_leaves_room_for_reply_and_answer(tiny_config: Any) -
 
 
 def test_prompt_longer_than_the_capacity(tiny_config: Any) -> None:
-    """It ends as CONTEXT_FULL, unrun and counted; the others are not disturbed."""
+    """It ends as CONTEXT_FULL, unrun; the others are not disturbed."""
     engine, params = make_engine(tiny_config, EchoClient())
     jobs = make_jobs(2)
     long = Job(Problem("long", "x" * 500, ("x",)), (0, 99, 0))
     episodes = engine.run(params, [jobs[0], long, jobs[1]], temperature=1.0)
     assert [e.status is Status.CONTEXT_FULL for e in episodes] == [False, True, False]
     assert episodes[1].segments == () and len(episodes[1].trace.tokens_S) == 0
-    assert engine.counters["context_full"] == 1
 
 
 def test_empty_question(tiny_config: Any) -> None:
@@ -340,6 +338,20 @@ def test_empty_question(tiny_config: Any) -> None:
     engine, params = make_engine(tiny_config, EchoClient())
     episode = engine.run(params, [Job(Problem("e", "", ("x",)), (0, 0, 0))], temperature=1.0)[0]
     assert episode.status in (Status.ANSWERED, Status.NO_ANSWER)
+
+
+@pytest.mark.parametrize(("text", "is_cut"), [("word " * 200_000, True), ("ok", False)])
+def test_replies_that_are_cut_are_counted(tiny_config: Any, text: str, is_cut: bool) -> None:
+    class Monotone(EchoClient):
+        def reply(self, request: HelpRequest) -> Feedback:
+            return Feedback(FeedbackKind.HINT, text)
+
+    engine, params = make_engine(tiny_config, Monotone())
+    for _ in range(2):  # by `run`
+        episodes = engine.run(params, make_jobs(8), temperature=1.0)
+        count = sum(len(episode.exchanges) for episode in episodes)
+        assert count > 0
+        assert engine.counters["replies_cut"] == count * is_cut
 
 
 def test_helper_down_for_good(tiny_config: Any) -> None:

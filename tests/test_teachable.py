@@ -150,7 +150,7 @@ def made(task: Any) -> Made:
         teacher=lambda request: client.submit(request).result(),
         helpers=list(config.llm.helpers),
     )
-    traces = synthesiser.batch(task.problems("train"), np.random.default_rng(0))
+    traces, _ = synthesiser.batch(task.problems("train"), np.random.default_rng(0))
     return Made(tokenizer, limits, names, traces)
 
 

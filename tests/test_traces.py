@@ -48,7 +48,7 @@ def texts(assembly: Assembly, trace: Trace) -> list[str]:
 def test_a_batch_is_whole_legal_and_a_function_of_its_randomness(assembly: Assembly) -> None:
     problems = assembly.task.problems("train")
     maker = synthesiser(assembly)
-    first, again = (maker.batch(problems, np.random.default_rng(3)) for _ in range(2))
+    first, again = (maker.batch(problems, np.random.default_rng(3))[0] for _ in range(2))
     assert len(first) == 24
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.tokens_S, other.tokens_S)
@@ -60,10 +60,18 @@ def test_a_batch_is_whole_legal_and_a_function_of_its_randomness(assembly: Assem
 @pytest.mark.parametrize("longest", [64, 128])
 def test_no_trace_is_longer_than_asked(assembly: Assembly, longest: int) -> None:
     problems = assembly.task.problems("train")
-    batch = synthesiser(assembly).batch(problems, np.random.default_rng(0), longest=longest)
+    batch, _ = synthesiser(assembly).batch(problems, np.random.default_rng(0), longest=longest)
     assert max(len(trace.tokens_S) for trace in batch) <= longest
     assert any(trace.action_K[-1] == ANSWER_ID for trace in batch)
     assert any((trace.action_K >= FIRST_REQUEST_ID).any() for trace in batch)
+
+
+def test_the_share_of_solutions_that_do_not_fit_is_told(assembly: Assembly) -> None:
+    """None does not with the limits of the config; many do not where two thoughts are one each."""
+    problems, maker = assembly.task.problems("train"), synthesiser(assembly)
+    assert maker.batch(problems, np.random.default_rng(0))[1] == 0.0
+    tight = dataclasses.replace(maker, limits=dataclasses.replace(maker.limits, max_segments=4))
+    assert 0.2 < tight.batch(problems, np.random.default_rng(0))[1] < 1.0
 
 
 def test_limits_that_nothing_fits_name_the_keys(assembly: Assembly) -> None:

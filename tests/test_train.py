@@ -35,6 +35,7 @@ from collab.rewards import score
 from collab.rl import batch as batch_module
 from collab.sharding import leaf_paths
 from collab.train import Trainer
+from collab.types import FIRST_REQUEST_ID
 from conftest import TINY
 from episodes import NAMES, answer, ask, make_episode, think
 
@@ -213,9 +214,41 @@ def test_every_iteration_writes_every_figure_and_the_alarms(unbroken: tuple[Path
             "sampler_gap",
             "kl",
             "head_entropy",
+            "zero_variance_groups",
+            "replies_cut",
         } <= line.keys()
         assert "nonfinite" not in line
         assert line["sampler_gap"] < 1e-4
+
+
+def test_the_gap_to_the_best_constant_rule_is_logged_also_by_a_resumed_run(
+    unbroken: tuple[Path, Record], broken: tuple[Path, Record]
+) -> None:
+    for workdir, _ in (unbroken, broken):
+        written = read_jsonl(workdir / "metrics.jsonl")
+        (judged,) = (line for line in written if line["stage"] == "solve_rate")
+        rules = ["never", *NAMES[FIRST_REQUEST_ID:]]
+        best = max(judged[f"constant_{rule}"] for rule in rules)
+        later = [line for line in written if line["stage"] == "policy_gradient"]
+        assert len(later) == LAST - FIRST_RL
+        for line in later:
+            assert line["gap_to_constant"] == pytest.approx(line["reward"] - best)
+
+
+def test_without_constant_problems_there_is_no_gap(
+    broken: tuple[Path, Record], tmp_path: Path
+) -> None:
+    shutil.copytree(broken[0].with_name(f"stopped-{COLD}"), tmp_path, dirs_exist_ok=True)
+    config = small_config()
+    config.rl.constant_problems = 0
+    runs.train(config, tmp_path)
+    assert not any("gap_to_constant" in line for line in lines(tmp_path))
+
+
+def test_solutions_that_fit_no_rollout_are_counted(unbroken: tuple[Path, Record]) -> None:
+    shares = [line["unfit_share"] for line in lines(unbroken[0]) if line["stage"] == "imitation"]
+    assert len(shares) == COLD
+    assert all(0.0 <= share < 1.0 for share in shares)
 
 
 def test_an_alarm_is_said_in_words_once(
@@ -267,7 +300,7 @@ def test_kills_at_any_moment_cost_nothing_but_time(
             text=True,
         )
         assert child.stdout is not None
-        last = f"step {rng.randint(COLD, LAST - 1)}\n"
+        last = f"step {rng.randint(1, LAST - 1)}\n"
         try:
             for line in child.stdout:
                 if line == last:
@@ -280,6 +313,28 @@ def test_kills_at_any_moment_cost_nothing_but_time(
     _, trainer = runs.train(small_config(), tmp_path)
     assert_equal(everything(trainer), unbroken[1].states[LAST])
     assert lines(tmp_path) == lines(unbroken[0])
+
+
+def test_a_kill_during_imitation_costs_no_more_than_the_steps_since_the_last_save(
+    quick: Path, tmp_path: Path
+) -> None:
+    """As if killed at the step: nothing is saved on the way out."""
+    config = small_config()
+    config.checkpoint.imitation_every = 2
+
+    class KilledError(Exception):
+        pass
+
+    def kill(trainer: Trainer, step: int) -> bool:
+        if step == 3:
+            raise KilledError
+        return False
+
+    with pytest.raises(KilledError):
+        runs.train(config, tmp_path, kill)
+    started_at = []
+    runs.train(config, tmp_path, lambda _, step: bool(started_at.append(step)) or step == COLD)
+    assert started_at[0] == 2
 
 
 def test_sigterm_ends_the_command_with_a_checkpoint_and_the_same_command_goes_on(

@@ -126,11 +126,12 @@ class Synthesiser:
 
     def batch(
         self, problems: Sequence[Problem], rng: np.random.Generator, *, longest: int = 0
-    ) -> list[Trace]:
+    ) -> tuple[list[Trace], float]:
         """Whole episodes, and a share of bare facts where the task can drill them.
 
         longest: only traces of at most so many tokens, and the notes cut to the sentences that a
         solution reads; 0 = no such limit. What a network must find in 50 tokens it finds sooner.
+        Returns also the share of the tried solutions that did not fit the limits of a rollout.
         Raises: ValueError when hardly any worked solution fits the limits, with the keys to raise.
         """
         size = self.settings["batch"]
@@ -138,7 +139,7 @@ class Synthesiser:
             batch = self._drills(problems, rng, longest or self.limits.capacity)
         except TraceDoesNotFitError as error:
             raise ValueError(UNFIT) from error
-        tried = 0
+        tried = unfit = 0
         while len(batch) < size:
             tried += 1
             if tried > 50 * size:
@@ -149,10 +150,11 @@ class Synthesiser:
                     problem = _shortened(problem, longest / self.limits.capacity, rng)
                 trace = self.episode(problem, rng)
             except TraceDoesNotFitError:
+                unfit += 1
                 continue
             if not longest or len(trace.tokens_S) <= longest:
                 batch.append(trace)
-        return batch
+        return batch, unfit / max(tried, 1)
 
     def _drills(
         self, problems: Sequence[Problem], rng: np.random.Generator, longest: int

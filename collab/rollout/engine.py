@@ -95,7 +95,7 @@ class Engine:
         self._admit = jax.jit(self.decoder.admit, donate_argnums=1, out_shardings=out)
         self._feed = jax.jit(self.decoder.feed, donate_argnums=1, out_shardings=out)
         self._advance = jax.jit(self.decoder.advance, donate_argnums=1, out_shardings=out)
-        self.counters: collections.Counter[str] = collections.Counter()
+        self.counters: collections.Counter[str] = collections.Counter()  # of the newest `run`
 
     def put_whole(self, tree: Any) -> Any:
         """Host arrays to the mesh, whole on every device."""
@@ -119,6 +119,7 @@ class Engine:
 
         temperature: 0 is greedy. A prompt too long for the capacity gives CONTEXT_FULL, unrun.
         """
+        self.counters = collections.Counter(replies_cut=0, tokens_prefilled=0)
         run = _Run(self, params, jobs, temperature)
         while not run.is_finished():
             before = run.finished
@@ -148,7 +149,6 @@ class _Run:
                 room -= engine.limits.reply_tokens
             if len(self._prompt(job)) > room:
                 self.results[index] = unrun_episode(job, engine.limits.actions)
-                engine.counters["context_full"] += 1
                 self.finished += 1
             else:
                 self.queue.append(index)

@@ -46,6 +46,11 @@ class Chain(EveryHop):
         return [Setting(kind=kinds[-1])]
 
 
+def constant_rules(kinds: Sequence[int]) -> list[Setting]:
+    """Settings of `BestConstant`: never to ask, and to ask about every draft with each kind."""
+    return [Setting(threshold=1.0), *(Setting(kind=kind) for kind in kinds)]
+
+
 class BestConstant(EveryHop):
     """The fixed rule with the highest reward on the validation split.
 
@@ -57,4 +62,4 @@ class BestConstant(EveryHop):
         return ask_where(boundary, is_asking_B & (boundary.threshold_B <= 0.0))
 
     def settings(self, kinds: Sequence[int], learned: LearnedRates) -> Sequence[Setting]:
-        return [Setting(threshold=1.0), *(Setting(kind=kind) for kind in kinds)]
+        return constant_rules(kinds)
