@@ -43,6 +43,7 @@ def summary(seed: int, found: dict[str, Any]) -> dict[str, Any]:
     return {
         "seed": seed,
         "commit": found["commit"],
+        "device": found["device"],
         "wall_s": round(found["wall_s"]),
         "best_baseline": best,
         "margin": round(learned - other, 4),
