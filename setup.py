@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 CORE = [
-    "jax>=0.10",
+    "jax>=0.10,<0.13",  # 0.10 is the newest for Python 3.11
     "flax",
     "optax",
     "orbax-checkpoint>=0.12.8,<0.13",
@@ -57,7 +57,9 @@ setup(
     description="A small language model learns when, what and how to ask a large one for help.",
     packages=find_packages(include=["collab", "collab.*"]),
     package_data={"collab.tasks": ["*/*.md", "*/*.bib", "*/*.txt"]},
-    python_requires=">=3.11",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -5,7 +5,9 @@
 
 Efficiency is gated by correctness: ungated and standardised per group, the price of asking is the
 only variance of an all-wrong group and drives the policy to never ask. Privacy and format are not
-gated. How rewards become advantages is in `collab.rl`.
+gated. Text of the notes leaks only where it is a labelled private unit, whether or not it is the
+answer; the answer itself goes to the user and leaks nothing. How rewards become advantages is in
+`collab.rl`.
 """
 
 from __future__ import annotations

@@ -32,9 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.cold_start.update({"ask_share": 0.25, "ask_lean": 0.0, "judge": "answer"})
     config.cold_start.curriculum = ()  # prompts are longer than any
     config.cold_start.update({"label_problems": 8, "label_samples": 2, "label_steps": 100})
-    config.rl.update({"iterations": 3, "problems": 4, "samples": 2, "warmup": 0})
-    config.rl.constant_problems = 0  # they would take as long as the training
-    config.rl.update({"learning_rate": 1e-5, "final_learning_rate": 1e-6})
+    config.rl.update({"iterations": 3, "problems": 4, "samples": 2, "constant_problems": 0})
+    config.rl.update({"learning_rate": 1e-5, "final_learning_rate": 1e-6, "warmup": 0})
     config.checkpoint.every = 1
     config.evaluate.strategies = ("learned", "slm_cot", "ask_every_hop", "llm_alone")
     return config

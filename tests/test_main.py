@@ -133,7 +133,16 @@ def test_a_broken_config_file_is_one_line_and_with_debug_a_traceback(tmp_path: P
 @pytest.mark.parametrize(
     ("package", "overrides", "fix"),
     [
-        ("reasoning_gym", ["task.name=gsm", "cold_start.steps=0"], "pip install -e .[smollm2]"),
+        (
+            "reasoning_gym",
+            ["task.name=gsm", "cold_start.steps=0"],
+            "task.name='gsm' needs the package reasoning_gym; pip install -e .[smollm2]",
+        ),
+        (
+            "fanoutqa",
+            ["task.name=fanout", "cold_start.steps=0"],
+            "task.name='fanout' needs the package fanoutqa; pip install -e .[smollm2]",
+        ),
         ("sentencepiece", [], "the package sentencepiece is missing; pip install -e ."),
     ],
 )

