@@ -40,7 +40,6 @@ EXTRAS = {
         *SMOLLM2,
         "pytest",
         "pytest-timeout",
-        "psutil",
         "hypothesis",
         "torch==2.13.0",  # logits agree with this one; on Linux it brings about 2 GB of CUDA
         "transformers",  # independent implementation for logit parity

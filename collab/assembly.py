@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from collab import sharding, tasks, tokenizers
+from collab.config import request_names
 from collab.llm import Backend, make_backend
 from collab.llm.client import Client
 from collab.models import weights
@@ -49,9 +50,11 @@ class Assembly:
         return [names[index] for index in rng.choice(len(names), count, p=weight / weight.sum())]
 
     def teacher(self) -> Callable[[HelpRequest], Feedback]:
-        """Who answers in synthesised traces: the scripted expert, whatever helper is in use."""
-        backend = make_backend("scripted", self.config.llm, knowledge=self.task.knowledge, seed=0)
-        client = Client(backend, self.config.llm, self.config.requests)
+        """Who answers in synthesised traces, free of charge: the scripted expert."""
+        llm = self.config.llm.copy_and_resolve_references()
+        llm.usd_limit = 0.0
+        backend = make_backend("scripted", llm, knowledge=self.task.knowledge, seed=0)
+        client = Client(backend, llm, self.config.requests)
         return lambda request: client.submit(request).result()
 
     def param_shapes(self) -> Params:
@@ -90,15 +93,20 @@ def assemble(config: Any, workdir: str) -> Assembly:
     backend = make_backend(
         config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
     )
+    if jax.process_count() > 1 and not backend.is_local:
+        raise ValueError(
+            f"llm.backend={config.llm.backend!r}: several processes would each send every request; "
+            "run one process, or use llm.backend='scripted'"
+        )
     backend.check()
     client = Client(backend, config.llm, config.requests)
     policy = Policy(
-        transformer_config(config.model, tokenizer.size), len(action_names(tuple(config.requests)))
+        transformer_config(config.model, tokenizer.size), len(action_names(request_names(config)))
     )
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)
     helpers = {"": 1.0}
-    if config.llm.backend == "scripted" and config.llm.helpers:
+    if config.llm.helpers and (config.llm.backend == "scripted" or not config.llm.model):
         helpers = {
             name: row.get("weight", config.llm.scripted.weight)
             for name, row in config.llm.helpers.items()

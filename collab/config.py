@@ -60,6 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "ask_fact": "State the one fact that is asked for, nothing else.",
                 "ask_solve": "Solve the sub-problem step by step and give its answer.",
             },
+            "chain_request": "ask_solve",  # the kind that hands over all that remains
             "rollout": {
                 "rows": 128,  # episodes in flight
                 "capacity": 256,  # tokens of an episode, prompt included
@@ -88,7 +89,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "temperature": 0.0,
                 "usd_per_million_prompt_tokens": 0.25,
                 "usd_per_million_completion_tokens": 2.0,
-                "usd_limit": 0.0,  # once a run has spent this, help is UNAVAILABLE; 0 = no limit
+                "usd_limit": 0.0,  # once a process has spent this, no more help; 0 = no limit
                 "cache": True,  # identical requests are paid once in a run
                 # helpers of the scripted expert: one is drawn per episode
                 "helpers": {
@@ -164,7 +165,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "every": 20,  # iterations
                 "imitation_every": 250,  # optimiser steps of imitation
                 "keep": 2,
-                "best_metric": "reward",  # of the training batch, kept besides
+                # whose best step is kept besides: reward, task, em or f1 of its batch; "" = none
+                "best_metric": "reward",
                 "resume": True,
             },
             "evaluate": {
@@ -182,6 +184,12 @@ def default_config() -> ml_collections.ConfigDict:
             },
         }
     )
+
+
+def request_names(config: Any) -> tuple[str, ...]:
+    """Kinds of requests in the order of the head's actions: the config's, `chain_request` last."""
+    about_a_step = (name for name in config.requests if name != config.chain_request)
+    return (*about_a_step, config.chain_request)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,18 +6,18 @@ Every key is logged each iteration; the alarms of `alarms` say in words what a b
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from collab.rewards import Terms
-from collab.types import FIRST_REQUEST_ID, THINK, Episode, FeedbackKind, Status
+from collab.types import FIRST_REQUEST_ID, Episode, FeedbackKind, Status
 
-NEVER_ASK_RATE = 0.02  # of drafted boundaries
+NEVER_ASK_RATE = 0.02  # of drafts
 ALWAYS_ASK_RATE = 0.95
 BEHIND_CONSTANT = -0.15  # reward: a batch's mean is a noisy figure
 LEAKED_SHARE = 0.2  # of private units, weighted by sensitivity
+FAILED_SHARE = 0.1  # of replies, and of episodes
 CONSTANT_ENTROPY = 0.02  # nats, of the head
 SAMPLER_GAP = 1e-2  # nats
 LAUNDERED_SHARE = 0.5  # of requests
@@ -53,19 +53,14 @@ def figures(
 
 
 def _actions(episodes: Sequence[Episode], names: Sequence[str]) -> dict[str, float]:
-    """ask_rate_per_draft: requests over decisions that follow a draft. action_*: share of all."""
+    """ask_rate_per_draft: of drafts that no note settles. action_*: share of all decisions."""
     chosen = np.concatenate([episode.trace.action_K for episode in episodes])
-    drafts = asked = 0
-    for episode in episodes:
-        for before, after in itertools.pairwise(episode.segments):
-            if before.action == THINK:
-                drafts += 1
-                asked += after.feedback is not None
+    is_asked = [is_asked for episode in episodes for _, is_asked in episode.drafts]
     out = {
         f"action_{name}": float(np.mean(chosen == index)) if len(chosen) else 0.0
         for index, name in enumerate(names)
     }
-    out["ask_rate_per_draft"] = asked / max(drafts, 1)
+    out["ask_rate_per_draft"] = sum(is_asked) / max(len(is_asked), 1)
     asks = chosen[chosen >= FIRST_REQUEST_ID]
     out["commonest_request_share"] = (
         float(np.bincount(asks.astype(int)).max() / len(asks)) if len(asks) else 0.0
@@ -117,6 +112,11 @@ def alarms(metrics: Mapping[str, float]) -> list[str]:
         found.append("most groups have no variance: little is learned")
     if metrics.get("sampler_gap", 0.0) > SAMPLER_GAP:
         found.append("sampler and trainer disagree on log-probabilities")
+    if (
+        max(metrics.get(n, 0.0) for n in ("status_llm_failed", "feedback_unavailable"))
+        > FAILED_SHARE
+    ):
+        found.append("the helper fails: learning sees what it is like alone, not with help")
     if metrics.get("status_no_answer", 0.0) > 0.2 or metrics.get("cut", 0.0) > 1.0:
         found.append("gibberish: many segments hit their limit or answers are empty")
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from collab.types import (
     FIRST_REQUEST_ID,
     THINK,
     Episode,
+    FeedbackKind,
     HelpRequest,
     Params,
     Problem,
@@ -73,10 +74,11 @@ class Evaluator:
             strategies.load(name)
         chosen = self._choose(wanted)
         problems = self.a.task.problems("test")
-        episodes = self._episodes(list(chosen.values()), problems, "test")
-        by_name = {name: episodes[candidate] for name, candidate in chosen.items()}
-        if "cascade" in wanted:
-            by_name["cascade"] = self._cascade(problems, by_name)
+        made = [name for name in chosen if self.table[name].mode != "composed"]
+        episodes = self._episodes([chosen[name] for name in made], problems, "test")
+        by_name = {name: episodes[chosen[name]] for name in made}
+        if "cascade" in chosen:
+            by_name["cascade"] = _cascade(by_name, chosen["cascade"].setting.threshold)
         outcomes = [
             outcome(
                 name,
@@ -94,17 +96,20 @@ class Evaluator:
     # --- choosing on the validation split --------------------------------------------------
 
     def _choose(self, wanted: Sequence[str]) -> dict[str, Candidate]:
-        """The best candidate of every wanted strategy but the composed ones, which need theirs."""
+        """The best candidate of every wanted strategy, and of those that a cascade joins."""
         needed = list(dict.fromkeys([*wanted, *(NEEDED_BY_CASCADE if "cascade" in wanted else ())]))
         problems = self.a.task.problems("validation")
-        learned = Candidate("learned")
-        first = self._episodes([learned], problems, "validation, learned")
-        rates = learned_rates(first[learned], self.kinds)
+        learned = {weights: Candidate("learned", weights=weights) for weights in self.weights}
+        first = self._episodes(list(learned.values()), problems, "validation, learned")
+        rates = {
+            weights: learned_rates(first[learned[TRAINED]], first[candidate], self.kinds)
+            for weights, candidate in learned.items()
+        }
         candidates = [
             Candidate(name, setting, weights)
             for name in needed
-            for setting in self.table[name].settings(self.kinds, rates)
             for weights in (self.weights if self._has_weights(name) else [TRAINED])
+            for setting in self.table[name].settings(self.kinds, rates[weights])
             if self.table[name].mode != "composed"
         ]
         episodes = self._episodes(candidates, problems, "validation, baselines")
@@ -117,15 +122,14 @@ class Evaluator:
                 chosen[candidate.strategy], reward[candidate.strategy] = candidate, mean
         if "cascade" in wanted:
             by_name = {name: episodes[chosen[name]] for name in NEEDED_BY_CASCADE}
-            self.cascade_threshold = self._tune_cascade(problems, by_name)
+            threshold = self._tune_cascade(by_name)
+            chosen["cascade"] = Candidate("cascade", Setting(threshold=threshold))
         return chosen
 
     def _has_weights(self, name: str) -> bool:
         return name != "learned" and self.table[name].mode in ("rows", "opening")
 
-    def _tune_cascade(
-        self, problems: Sequence[Problem], by_name: Mapping[str, list[Episode]]
-    ) -> float:
+    def _tune_cascade(self, by_name: Mapping[str, list[Episode]]) -> float:
         """The surprise above which to delegate that has the best reward; every value is tried."""
         alone, delegated = (by_name[name] for name in NEEDED_BY_CASCADE)
         surprise = np.array([_surprise(episode) for episode in alone])
@@ -135,15 +139,6 @@ class Evaluator:
         thresholds = np.concatenate([[-1.0], np.unique(surprise)])
         means = [np.where(surprise > t, ask, keep).mean() for t in thresholds]
         return float(thresholds[int(np.argmax(means))])
-
-    def _cascade(
-        self, problems: Sequence[Problem], by_name: Mapping[str, list[Episode]]
-    ) -> list[Episode]:
-        alone, delegated = (by_name[name] for name in NEEDED_BY_CASCADE)
-        return [
-            join(a, d) if _surprise(a) > self.cascade_threshold else a
-            for a, d in zip(alone, delegated, strict=True)
-        ]
 
     # --- making episodes -------------------------------------------------------------------
 
@@ -176,8 +171,7 @@ class Evaluator:
                     out[candidate] = made[index * len(problems) : (index + 1) * len(problems)]
             for candidate in candidates:
                 if self.table[candidate.strategy].mode == "llm":
-                    out[candidate] = self._llm_alone(problems, helpers, candidate)
-                    line.update(len(problems))
+                    out[candidate] = self._llm_alone(problems, helpers, candidate, line.update)
         return out
 
     def _helpers(self, problems: Sequence[Problem]) -> list[str]:
@@ -186,7 +180,11 @@ class Evaluator:
         return self.a.draw_helpers(len(problems), rng)
 
     def _llm_alone(
-        self, problems: Sequence[Problem], helpers: Sequence[str], candidate: Candidate
+        self,
+        problems: Sequence[Problem],
+        helpers: Sequence[str],
+        candidate: Candidate,
+        on_done: Callable[[int], None],
     ) -> list[Episode]:
         """The LLM gets notes and question; the end of its reply is the answer."""
         kind = self.a.engine.names[candidate.setting.kind]
@@ -207,6 +205,7 @@ class Evaluator:
             problems, helpers, requests, futures, strict=True
         ):
             reply = future.result()
+            on_done(1)
             answer = reply.text.split(" = ")[-1].strip()
             segments = (
                 Segment(kind, request.text, 1.0, feedback=reply),
@@ -220,6 +219,13 @@ class Evaluator:
 
 
 NEEDED_BY_CASCADE = ("slm_cot", "llm_alone")
+
+
+def _cascade(by_name: Mapping[str, list[Episode]], threshold: float) -> list[Episode]:
+    alone, delegated = (by_name[name] for name in NEEDED_BY_CASCADE)
+    return [
+        join(a, d) if _surprise(a) > threshold else a for a, d in zip(alone, delegated, strict=True)
+    ]
 
 
 def join(alone: Episode, delegated: Episode) -> Episode:
@@ -236,32 +242,24 @@ def _surprise(episode: Episode) -> float:
     return float(-logp.min()) if len(logp) else float("inf")
 
 
-def learned_rates(episodes: Sequence[Episode], kinds: Sequence[int]) -> LearnedRates:
-    """How often and how the learned policy asks after a draft that is not local."""
-    asks = 0
-    surprises: list[float] = []
-    counts = dict.fromkeys(kinds, 0)
-    for episode in episodes:
-        local = {step.statement for step in episode.problem.steps if step.is_local}
-        asks += sum(after.feedback is not None for _, after in _after_drafts(episode))
+def learned_rates(
+    trained: Sequence[Episode], drafting: Sequence[Episode], kinds: Sequence[int]
+) -> LearnedRates:
+    """How often and how the learned policy asks, and how sure drafts are.
+
+    trained: its episodes. drafting: those under the weights that a rule will run on.
+    """
+    is_asked = [is_asked for episode in trained for _, is_asked in episode.drafts]
+    action_N = np.concatenate([episode.trace.action_K for episode in trained])
+    kind = max(kinds, key=lambda kind: int((action_N == kind).sum()))
+    surprises = [
+        float(features_F[SURPRISE])
+        for episode in drafting
         # The first decision follows the prompt, each other one a segment.
-        decided = zip(episode.segments, episode.trace.features_KF[1:], strict=False)
-        surprises += [
-            float(features_F[SURPRISE])
-            for before, features_F in decided
-            if before.action == THINK and before.text not in local
-        ]
-        for action in episode.trace.action_K:
-            if int(action) in counts:
-                counts[int(action)] += 1
-    kind = max(counts, key=lambda kind: counts[kind])
-    return LearnedRates(asks / max(len(surprises), 1), kind, tuple(surprises))
-
-
-def _after_drafts(episode: Episode) -> list[tuple[Segment, Segment]]:
-    """Each draft with the segment that follows it."""
-    pairs = zip(episode.segments, episode.segments[1:], strict=False)
-    return [(before, after) for before, after in pairs if before.action == THINK]
+        for before, features_F in zip(episode.segments, episode.trace.features_KF[1:], strict=False)
+        if any(before is draft for draft, _ in episode.drafts)
+    ]
+    return LearnedRates(sum(is_asked) / max(len(is_asked), 1), kind, tuple(surprises))
 
 
 def outcome(
@@ -271,11 +269,12 @@ def outcome(
     known = {s.query: s.is_known for s in episode.problem.steps if not s.is_local}
     counted = any(value is not None for value in known.values())
     tally = {True: [0, 0], False: [0, 0]}
-    for before, after in _after_drafts(episode):
-        is_known = known.get(before.text.split(" = ")[0])
+    for draft, is_asked in episode.drafts:
+        is_known = known.get(draft.text.split(" = ")[0])
         if is_known is not None:
             tally[is_known][0] += 1
-            tally[is_known][1] += after.feedback is not None
+            tally[is_known][1] += is_asked
+    unavailable = [e.feedback.kind is FeedbackKind.UNAVAILABLE for e in episode.exchanges]
     return Outcome(
         strategy=strategy,
         task=task,
@@ -287,10 +286,9 @@ def outcome(
         asks=terms.asks,
         turns=terms.turns,
         leaked_units=terms.leaked_units,
-        leak_share=terms.leak,
         usd=terms.usd,
-        tokens=terms.tokens,
         reward=terms.reward,
+        failures=sum(unavailable) + (episode.status is Status.LLM_FAILED),
         drafts_known=tally[True][0] if counted else None,
         asked_known=tally[True][1] if counted else None,
         drafts_unknown=tally[False][0] if counted else None,

@@ -27,7 +27,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/; --config.KEY=VALUE overrides")
 flags.DEFINE_string("workdir", None, "folder of this run: data, checkpoints, metrics, plots")
 flags.DEFINE_enum("mode", "train", ["train", "evaluate", "ask"], "what to do; train by default")
-flags.DEFINE_string("checkpoint", "", "a step in workdir or another run's folder; default: newest")
+flags.DEFINE_string(
+    "checkpoint", "", "a step of workdir, best, or another run's folder; default: newest"
+)
 flags.DEFINE_bool("debug", False, "show the traceback of an error")
 flags.DEFINE_string("coordinator", "", "several processes: host:port of process 0; a TPU pod: auto")
 flags.DEFINE_integer("processes", 1, "how many there are, with --coordinator=host:port")

@@ -32,9 +32,9 @@ class Outcome:
     """What one episode came to. `uid` is the problem's; outcomes of two strategies pair by it.
 
     em, f1: in [0, 1]. asks: help requests. turns: exchanges, REPLY among them. leaked_units:
-    private units found in outgoing text; leak_share: their share of the problem's weight. The last
-    four count drafted steps whose answer the SLM's memory does or doesn't hold, and how many of
-    them were asked about; None where the task does not know.
+    private units found in outgoing text. failures: times that the helper failed. The last four
+    count drafted steps whose answer the SLM's memory does or doesn't hold, and how many of them
+    were asked about; None where the task does not know.
     """
 
     strategy: str
@@ -47,10 +47,9 @@ class Outcome:
     asks: float
     turns: float
     leaked_units: float
-    leak_share: float
     usd: float
-    tokens: float
     reward: float
+    failures: float = 0.0
     drafts_known: int | None = None
     asked_known: int | None = None
     drafts_unknown: int | None = None
@@ -149,6 +148,7 @@ def summarise(outcomes: Sequence[Outcome], *, resamples: int, seed: int) -> list
             values = list(_by_uid(group, metric).values())
             row[metric] = sum(values) / len(values)
             row[f"{metric}_ci"] = list(bootstrap_interval(values, resamples=resamples, seed=seed))
+        row["failures"] = sum(_by_uid(group, "failures").values()) / len(values)
         for kind in ("known", "unknown"):
             row[f"ask_rate_{kind}"] = _ask_rate(group, kind)
         if strategy != LEARNED:
@@ -184,6 +184,7 @@ def write_evaluation(
     path: str | os.PathLike[str],
     rows: Sequence[Mapping[str, Any]],
     *,
+    chosen: Mapping[str, Any],
     config: Mapping[str, Any] | ml_collections.ConfigDict,
     seed: int,
     commit: str,
@@ -192,11 +193,13 @@ def write_evaluation(
 ) -> None:
     """Write rows and how they came about as JSON. The file is whole or not there.
 
+    chosen: what was settled on the validation split for each strategy.
     Raises: ValueError for a number that is not finite, which JSON can't hold.
     """
     path = pathlib.Path(path)
     content = {
         "rows": _plain(rows),
+        "chosen": _plain(chosen),
         "config": _plain(config),
         "seed": seed,
         "commit": commit,

@@ -41,6 +41,7 @@ def _check_ranges(config: Any) -> None:
         _require(leaves[path] >= 1, f"{path}={leaves[path]} must be at least 1; try {path}=1")
     for path in POSITIVE:
         _require(leaves[path] > 0, f"{path}={leaves[path]} must be above 0; try {path}=1.0")
+    _require(config.seed < 2**31, f"seed={config.seed} must be below 2**31; try seed=0")
     for path, allowed in ONE_OF.items():
         value = leaves[path]
         close = difflib.get_close_matches(str(value), allowed, n=1)
@@ -67,6 +68,7 @@ ONE_OF = {
     "llm.share": ("request", "question", "all"),
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
+    "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
 
 
@@ -101,6 +103,11 @@ def _check_help(config: Any) -> None:
     _require(
         len(config.requests) >= 1, "requests is empty; name at least one kind, such as ask_fact"
     )
+    _require(
+        config.chain_request in config.requests,
+        f"chain_request={config.chain_request!r} must be one of requests; "
+        f"try chain_request={list(config.requests)[-1]!r}",
+    )
     for name, instruction in config.requests.items():
         _require(
             isinstance(instruction, str) and bool(instruction.strip()),
@@ -112,6 +119,18 @@ def _check_help(config: Any) -> None:
             isinstance(row, Mapping | ml_collections.ConfigDict),
             f"llm.helpers.{name}={row!r} must be a table of settings, such as {{'hops': 1}}",
         )
+        for key, value in row.items():
+            default = llm.scripted.get(key, value)
+            wanted = (int, float) if type(default) is float else type(default)
+            _require(
+                isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool),
+                f"llm.helpers.{name}.{key}={value!r} must be of type {type(default).__name__}, as "
+                f"in llm.scripted; try {default!r}",
+            )
+    _require(
+        llm.backend != "openai" or bool(llm.model or llm.helpers),
+        "llm.model is empty; name a model that the server at llm.base_url serves",
+    )
     weights = [row.get("weight", llm.scripted.weight) for row in llm.helpers.values()]
     _require(
         not weights or sum(weights) > 0,

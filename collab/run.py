@@ -74,7 +74,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
         assembly = assemble(config, workdir)
         with contextlib.closing(assembly.client):
             trainer = _trained(assembly, stop)
-            if trainer.step < trainer.total:
+            if trainer.was_stopped:
                 _log.info("stopped at step %d of %d; the same command goes on", trainer.step,
                           trainer.total)  # fmt: skip
                 return
@@ -151,7 +151,7 @@ def _units(notes: str) -> tuple[PrivateUnit, ...]:
 
 def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Params, Params]:
     """Assembly with trained parameters and those after the cold start."""
-    is_folder = bool(checkpoint) and not checkpoint.isdigit()
+    is_folder = bool(checkpoint) and checkpoint != "best" and not checkpoint.isdigit()
     source = pathlib.Path(checkpoint if is_folder else workdir)
     if not (source / "checkpoints").is_dir():
         raise ValueError(
@@ -160,18 +160,24 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
     if not (source / "tokenizer").is_dir():
         raise ValueError(f"no tokenizer in {source}; it is not the folder of a run")
     _check_same_run(config, source, is_resumed=False)
-    step = int(checkpoint) if checkpoint and not is_folder else None
-    keep = config.checkpoint.keep
-    with contextlib.closing(Checkpointer(source / "checkpoints", keep=keep)) as checkpointer:
+    settings = config.checkpoint
+    with contextlib.closing(
+        Checkpointer(source / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
+    ) as checkpointer:
         steps = checkpointer.steps()
         if not steps:
             raise ValueError(f"no checkpoint in {source} is finished; train first")
+        step = int(checkpoint) if checkpoint.isdigit() else None
+        if checkpoint == "best":
+            step = checkpointer.best_step()
+            if step is None:
+                raise ValueError(f"--checkpoint=best: no step in {source} has a figure; {steps}")
         if step not in (None, *steps):
             raise ValueError(f"--checkpoint={step} is not in {source}; there are {steps}")
         assembly = assemble(config, str(source))
         assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
         trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
-        restored = checkpointer.restore(step, like=trainer.checkpoint_layout())
+        restored = checkpointer.restore(step, like=trainer.steps.checkpoint_layout())
     assert restored is not None  # there are steps
     _log.info("checkpoint step %d of %s", restored.step, source)
     return assembly, restored.state["learner"].params, restored.state["reference"]
@@ -226,9 +232,19 @@ def _publish(assembly: Assembly, evaluation: Evaluation, commit: str, wall_s: fl
     )
     if not sharding.is_first_process():
         return
+    names = assembly.engine.names
+    chosen = {
+        name: {
+            "weights": candidate.weights,
+            "kind": names[candidate.setting.kind],
+            "threshold": candidate.setting.threshold,
+        }
+        for name, candidate in evaluation.chosen.items()
+    }
     report.write_evaluation(
         assembly.workdir / "evaluation.json",
         rows,
+        chosen=chosen,
         config=config.to_dict(),
         seed=config.seed,
         commit=commit,
@@ -237,7 +253,11 @@ def _publish(assembly: Assembly, evaluation: Evaluation, commit: str, wall_s: fl
     )
     paths = plots.plot(rows, assembly.workdir / "plots")
     print(report.table(rows))
-    for name, candidate in evaluation.chosen.items():
-        _log.info("%s: %s, %s weights", name, candidate.setting, candidate.weights)
+    for name, settled in chosen.items():
+        _log.info("%s: %s", name, json.dumps(settled))
+    for row in rows:
+        if row["failures"]:
+            _log.warning("%s: the helper failed %.2f times a question, so its figures are too low",
+                         row["strategy"], row["failures"])  # fmt: skip
     print(f"{wall_s:.0f} s in all; figures in {paths[0].parent}, numbers in "
           f"{assembly.workdir / 'evaluation.json'}")  # fmt: skip

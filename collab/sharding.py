@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 
 # Specs name the LAST dimensions of a leaf; those before (the stacked layers) stay whole.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"(^|/)(action|feature|value)_head(/|$)", P()),  # small, read at every decode step
+    (r"(^|/)(action|feature)_head(/|$)", P()),  # small, read at every decode step
     (r"(^|/)embed/embedding$", P("model", "fsdp")),  # V D
     (r"(^|/)unembedding/kernel$", P("fsdp", "model")),  # D V
     (r"(^|/)(query|key|value)/kernel$", P("fsdp", "model", None)),  # D H C

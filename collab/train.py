@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from collab import sharding
 from collab.assembly import Assembly
@@ -28,9 +27,10 @@ from collab.rewards import score
 from collab.rl import load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
-from collab.rl.imitation import decision_hidden, fit_head, label_decisions, pad_labels
+from collab.rl.imitation import label_decisions, pad_labels
+from collab.rl.steps import Steps
 from collab.rl.traces import Synthesiser
-from collab.rl.update import Learner, TrainState, make_optimizer
+from collab.rl.update import TrainState
 from collab.rollout.episodes import Job
 from collab.rollout.state import FEATURES
 from collab.samples import write_samples
@@ -60,10 +60,17 @@ class Trainer:
         self.cold_steps = self.config.cold_start.steps
         self.total = self.cold_steps + 1 + self.config.rl.iterations
         self.step = 0
+        self.was_stopped = False
         self.constant_reward: float | None = None  # of the best constant rule after the cold start
         self.warned: set[str] = set()
         self.synthesiser: Synthesiser | None = None  # made when imitation begins
-        self._compile()
+        self.steps = Steps(
+            self.config,
+            assembly.policy,
+            assembly.mesh,
+            param_shapes=assembly.param_shapes(),
+            is_barred_V=assembly.engine.decoder.is_barred_V,
+        )
 
     def run(self) -> Params:
         """Train to the end, or until told to stop; a checkpoint is written either way."""
@@ -81,107 +88,17 @@ class Trainer:
             self.checkpointer.close()
         return self.state.params
 
-    # --- set-up ----------------------------------------------------------------------------
-
-    def _compile(self) -> None:
-        """Learners of both stages, and their jitted steps with the state's layout pinned."""
-        a, config = self.a, self.config
-        barred_V = a.engine.decoder.is_barred_V
-
-        def learner(
-            schedule: optax.Schedule, temperature: float, *, head: float, features: float
-        ) -> Learner:
-            optimizer = make_optimizer(
-                schedule,
-                clip_norm=config.rl.clip_norm,
-                head_rate=head,
-                feature_rate=features,
-            )
-            return Learner(a.policy, optimizer, barred_V, temperature)
-
-        cold, rl = config.cold_start, config.rl
-        updates = rl.iterations * rl.updates
-        self.cold = learner(
-            optax.warmup_cosine_decay_schedule(
-                0.0, cold.learning_rate, cold.warmup, max(cold.steps, cold.warmup + 1)
-            ),
-            1.0,
-            head=1.0,  # a head ahead of the trunk pulls it away from copying
-            features=1.0,
-        )
-        self.rl = learner(
-            optax.warmup_cosine_decay_schedule(
-                0.0, rl.learning_rate, rl.warmup, max(updates, rl.warmup + 1),
-                end_value=rl.final_learning_rate,
-            ),
-            config.rollout.temperature,
-            head=rl.head_rate,
-            features=rl.feature_rate,
-        )  # fmt: skip
-        self.shapes = jax.eval_shape(self.cold.start, a.param_shapes())
-        self.layout = sharding.param_shardings(self.shapes, a.mesh)
-        whole = sharding.replicated(a.mesh)
-        self._start_cold = jax.jit(self.cold.start, out_shardings=self.layout)
-        self._start_rl = jax.jit(self.rl.start, out_shardings=self.layout)
-        self._imitate_step = jax.jit(
-            lambda state, batch: self.cold.imitate(state, batch, cold.decision_weight),
-            donate_argnums=0,
-            out_shardings=(self.layout, whole),
-        )
-        weights = rl.to_dict()
-        self._gradient_step = jax.jit(
-            lambda state, reference, batch: self.rl.policy_gradient(
-                state, reference, batch, objective=self.objective, weights=weights
-            ),
-            donate_argnums=0,
-            out_shardings=(self.layout, whole),
-        )
-        self._copy = jax.jit(
-            lambda tree: jax.tree.map(lambda leaf: leaf.copy(), tree),
-            out_shardings=self.layout.params,
-        )
-        self._hidden = jax.jit(lambda params, batch: decision_hidden(a.policy, params, batch))
-        self._fit_head = jax.jit(
-            lambda params, hidden, batch, target, labelled: fit_head(
-                a.policy, params, hidden, batch, target, labelled,
-                steps=cold.label_steps, learning_rate=cold.label_learning_rate,
-            ),
-            out_shardings=(self.layout.params, whole),
-        )  # fmt: skip
-
-    def checkpoint_layout(self) -> dict[str, Any]:
-        """Shapes and shardings of what a checkpoint holds."""
-
-        def laid_out(shapes: Any, layout: Any) -> Any:
-            return jax.tree.map(
-                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                shapes,
-                layout,
-            )
-
-        return {
-            "learner": laid_out(self.shapes, self.layout),
-            "reference": laid_out(self.shapes.params, self.layout.params),
-        }
-
     def programs(self) -> dict[str, int]:
         """Compiled programs of the updates and of the rollout, by name."""
-        own: dict[str, Any] = {
-            "imitate": self._imitate_step,
-            "policy_gradient": self._gradient_step,
-        }
-        return {
-            **{name: step._cache_size() for name, step in own.items()},
-            **self.a.engine.programs(),
-        }
+        return {**self.steps.programs(), **self.a.engine.programs()}
 
     def _begin(self) -> None:
         """Fresh state, or that of the newest good checkpoint."""
-        self.state: TrainState = self._start_cold(self.a.initial_params())
-        self.reference: Params = self._copy(self.state.params)
+        self.state: TrainState = self.steps.start_cold(self.a.initial_params())
+        self.reference: Params = self.steps.copy(self.state.params)
         if not self.config.checkpoint.resume:
             return
-        restored = self.checkpointer.restore(like=self.checkpoint_layout())
+        restored = self.checkpointer.restore(like=self.steps.checkpoint_layout())
         if restored is not None:
             self.state, self.reference = restored.state["learner"], restored.state["reference"]
             self.step = restored.host["step"]
@@ -193,7 +110,7 @@ class Trainer:
 
         label: of the progress line over the steps; "" where `work` shows its own.
         """
-        if self.step >= end or self.is_stopped(self.step):
+        if self.step >= end or self._is_stopped():
             return
         steps = progress(end - self.step, label) if label else contextlib.nullcontext()
         with steps as line:
@@ -202,17 +119,21 @@ class Trainer:
                 self.step += 1
                 if line:
                     line.update(1, **{key: metrics[key] for key in SHOWN if key in metrics})
-                if self.is_stopped(self.step):
+                if self._is_stopped():
                     break
-                if self._is_save_due():
+                if self._is_save_due(self.step):
                     self._save(metrics.get(self.config.checkpoint.best_metric))
 
-    def _is_save_due(self) -> bool:
-        """Now and then in each stage, and where one ends."""
+    def _is_stopped(self) -> bool:
+        self.was_stopped = self.was_stopped or self.is_stopped(self.step)
+        return self.was_stopped
+
+    def _is_save_due(self, step: int) -> bool:
+        """Whether to save after `step` steps: now and then in each stage, and where one ends."""
         settings = self.config.checkpoint
-        if self.step <= self.cold_steps:
-            return self.step == self.cold_steps or self.step % settings.imitation_every == 0
-        return (self.step - self.cold_steps - 1) % settings.every == 0
+        if step <= self.cold_steps:
+            return step == self.cold_steps or step % settings.imitation_every == 0
+        return (step - self.cold_steps - 1) % settings.every == 0
 
     def _save(self, metric: float | None) -> None:
         state = {"learner": self.state, "reference": self.reference}
@@ -243,10 +164,11 @@ class Trainer:
             longest=longest_at(self.step, self.config.cold_start.curriculum),
         )
         batch = self._collate(traces, rows=self.config.cold_start.batch)
-        self.state, metrics = self._imitate_step(self.state, sharding.put_rows(batch, self.a.mesh))
-        if (self.step + 1) % IMITATION_LOG_EVERY:
+        self.state, metrics = self.steps.imitate(self.state, sharding.put_rows(batch, self.a.mesh))
+        if (self.step + 1) % IMITATION_LOG_EVERY and not self._is_save_due(self.step + 1):
             return {}
         learned = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        self._check_finite(learned, batch, "cold_start.learning_rate")
         return self._write("imitation", {**learned, "unfit_share": unfit_share})
 
     def _judge(self) -> dict[str, float]:
@@ -265,18 +187,19 @@ class Trainer:
         rows = -(-len(episodes) // self.config.rollout.rows) * self.config.rollout.rows
         batch = self._collate([episode.trace for episode in episodes], rows=rows)
         target_BKA, labelled_BK = pad_labels(labels, rows, batch.action_BK.shape[1])
-        batch, target, labelled = sharding.put_rows((batch, target_BKA, labelled_BK), self.a.mesh)
+        placed = sharding.put_rows((batch, target_BKA, labelled_BK), self.a.mesh)
         params = self.state.params
         metrics: dict[str, float] = {}
         if labelled_BK.any() and settings.label_steps:
-            hidden = self._hidden(params, batch)
-            params, loss = self._fit_head(params, hidden, batch, target, labelled)
+            hidden = self.steps.hidden(params, placed[0])
+            params, loss = self.steps.fit_head(params, hidden, *placed)
             metrics["label_loss"] = float(loss)
+            self._check_finite(metrics, batch, "cold_start.label_learning_rate")
         terms = [score(episode, self.config.reward) for episode in episodes]
         metrics.update(figures(episodes, terms, self.a.engine.names))
         metrics.update(self._constant_rewards(constants, made[len(jobs) :]))
-        self.state = self._start_rl(params)
-        self.reference = self._copy(params)
+        self.state = self.steps.start_rl(params)
+        self.reference = self.steps.copy(params)
         return self._write("solve_rate", metrics)
 
     def _label_jobs(self) -> list[Job]:
@@ -359,14 +282,14 @@ class Trainer:
         )
         on_device = sharding.put_rows(batch, self.a.mesh)
         for _ in range(config.rl.updates):
-            self.state, learned = self._gradient_step(self.state, self.reference, on_device)
+            self.state, learned = self.steps.policy_gradient(self.state, self.reference, on_device)
         metrics.update(figures(episodes, terms, engine.names))
         metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         if self.constant_reward is not None:
             metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward
         metrics.update(engine.counters)
-        metrics.update(self.a.client.counters())
-        self._check_finite(metrics, batch)
+        metrics.update({f"client/{k}": total for k, total in self.a.client.counters().items()})
+        self._check_finite(metrics, batch, "rl.learning_rate")
         metrics["alarms"] = float(self._warn(iteration, alarms(metrics)))
         if iteration % config.log.samples_every == 0 and sharding.is_first_process():
             write_samples(
@@ -424,19 +347,23 @@ class Trainer:
         self.writer.write(self.step, {"stage": stage, **metrics})
         return metrics
 
-    def _check_finite(self, metrics: dict[str, float], batch: Batch) -> None:
-        """Raises: FloatingPointError after saving the batch; the last checkpoint stays good."""
-        bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
+    def _check_finite(self, metrics: dict[str, float], batch: Batch, rate: str) -> None:
+        """Raises: FloatingPointError after saving the batch; the last checkpoint stays good.
+
+        rate: the config key that is too high if something is not finite.
+        """
+        watched = ("loss", "label_loss", "gradient_norm")
+        bad = [name for name in watched if not np.isfinite(metrics.get(name, 0.0))]
         if not bad:
             return
         path = self.a.workdir / f"bad_batch_{self.step}.npz"
         arrays = {name: np.asarray(value) for name, value in vars(batch).items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self.state.params))
+        leaves = jax.tree_util.tree_leaves_with_path(sharding.fetch(self.state.params))
         names = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
         raise FloatingPointError(
             f"{' and '.join(bad)} not finite at step {self.step}; parameters affected: "
-            f"{', '.join(names[:5]) or 'none yet'}; the batch is in {path}; lower rl.learning_rate"
+            f"{', '.join(names[:5]) or 'none yet'}; the batch is in {path}; lower {rate}"
         )
 
 

@@ -1,13 +1,14 @@
 """Records that cross a package border: problems, help requests, feedback, episodes.
 
 Host records are frozen dataclasses of plain values or numpy arrays. Device records live beside the
-pure code that owns them (`collab.rollout.decode`). Nothing here imports jax.
+pure code that owns them (`collab.rollout.state`). Nothing here imports jax.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ import numpy as np
 
 Params = Any  # a plain pytree of arrays
 
-# Actions every run has; the request kinds of the config follow, in the config's order.
+# Actions every run has; the request kinds of the config follow (`config.request_names`).
 THINK, ANSWER, REPLY = "think", "answer", "reply"
 THINK_ID, ANSWER_ID, REPLY_ID, FIRST_REQUEST_ID = 0, 1, 2, 3
 
@@ -276,6 +277,16 @@ class Episode:
             for segment in self.segments
             if segment.feedback is not None
         )
+
+    @property
+    def drafts(self) -> list[tuple[Segment, bool]]:
+        """Each draft that a helper might know better than the notes, and whether one was asked."""
+        local = {step.statement for step in self.problem.steps if step.is_local}
+        return [
+            (before, after.feedback is not None)
+            for before, after in itertools.pairwise(self.segments)
+            if before.action == THINK and before.text not in local
+        ]
 
     @property
     def outgoing(self) -> Sequence[str]:

@@ -13,11 +13,15 @@ import pytest
 
 import runs
 from collab import assembly as assembly_module
+from collab import tasks
 from collab.assembly import Assembly, assemble
 from collab.llm.errors import HelperUnusable
 from collab.llm.openai import OpenAIBackend
+from collab.llm.scripted import ScriptedBackend
+from collab.llm.serve import serving
 from collab.models import weights
-from collab.types import FeedbackKind, HelpRequest
+from collab.rollout.episodes import Job
+from collab.types import FeedbackKind, HelpRequest, Problem
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +99,7 @@ def test_without_a_pool_there_is_one_nameless_helper(
         ({"one_hop": {"hops": 1}}, "scripted", "", "one_hop"),
         ({}, "scripted", "", "scripted"),
         ({"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}, "openai", "smollm2", "smollm2"),
+        ({"one_hop": {"hops": 1}, "two_hops": {"hops": 2}}, "openai", "", "mixed"),
     ],
 )
 def test_who_helps_in_a_word(
@@ -110,6 +115,55 @@ def test_who_helps_in_a_word(
     tiny_config.llm.helpers = ml_collections.ConfigDict(helpers)
     tiny_config.llm.update({"backend": backend, "model": model})
     assert assemble(tiny_config, str(tmp_path)).helper == expected
+
+
+def test_a_pool_behind_one_server_is_asked_by_the_helpers_names(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    task = tasks.make_task(tiny_config, str(tmp_path / "data"))
+    asked = []
+
+    class Watching(ScriptedBackend):
+        def complete(self, *args: Any, **kwargs: Any) -> Any:
+            asked.append(kwargs["helper"])
+            return super().complete(*args, **kwargs)
+
+    backend = Watching.from_config(tiny_config.llm, knowledge=task.knowledge, seed=0)
+    with serving(backend) as url:
+        tiny_config.llm.update({"backend": "openai", "base_url": url, "model": ""})
+        assembled = assemble(tiny_config, str(tmp_path))
+        jobs = [
+            Job(Problem("p", "who ?", ("x",)), (0, index, 0), "ask_first", helper=helper)
+            for index, helper in enumerate(tiny_config.llm.helpers)
+        ]
+        assembled.engine.run(assembled.initial_params(), jobs, temperature=1.0)
+        assembled.client.close()
+    assert set(asked) == set(tiny_config.llm.helpers)
+
+
+def test_several_processes_need_a_helper_in_process(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_backend = assembly_module.make_backend
+
+    def made(*args: Any, **kwargs: Any) -> Any:  # up to here nothing depends on the count
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        return make_backend(*args, **kwargs)
+
+    monkeypatch.setattr(assembly_module, "make_backend", made)
+    tiny_config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m"})
+    with pytest.raises(ValueError, match=r"several processes.*llm\.backend='scripted'"):
+        assemble(tiny_config, str(tmp_path))
+
+
+def test_the_teacher_does_not_spend_the_budget(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.llm.usd_limit = 1e-9
+    assembled = assemble(tiny_config, str(tmp_path))
+    teacher = assembled.teacher()
+    for text in ("one", "two", "three"):
+        assert teacher(HelpRequest("trace", "ask_fact", text, helper="one_hop")).failure is None
 
 
 def test_the_teacher_is_the_scripted_expert_whatever_helps(assembled: Assembly) -> None:

@@ -130,6 +130,19 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"task.world.known_share": 0.75, "task.world.faint_share": 0.5},
             "task.world.known_share+faint_share=1.25 must be at most 1; lower one",
         ),
+        ({"seed": 2**31}, "seed=2147483648 must be below 2**31; try seed=0"),
+        ({"checkpoint.best_metric": "rewrd"}, "must be one of , reward, task, em, f1; did you"),
+        ({"chain_request": "ask_all"}, "must be one of requests; try chain_request='ask_solve'"),
+        (
+            {"llm.helpers": {"a": {"hops": "two"}}},
+            "llm.helpers.a.hops='two' must be of type int, as in llm.scripted; try 3",
+        ),
+        ({"llm.helpers": {"a": {"weight": "2"}}}, "llm.helpers.a.weight='2' must be of type float"),
+        ({"llm.helpers": {"a": {"hops": True}}}, "llm.helpers.a.hops=True must be of type int"),
+        (
+            {"llm.backend": "openai", "llm.helpers": {}},
+            "llm.model is empty; name a model that the server at llm.base_url serves",
+        ),
         (
             {"llm.base_url": "http://me:secret@host/v1"},
             "llm.base_url must hold no user or password; put the key into the variable",
@@ -161,6 +174,7 @@ def test_what_only_looks_impossible_is_allowed(changes: dict[str, Any]) -> None:
 def test_the_open_tables_have_rules_of_their_own() -> None:
     config = default_config()
     config.requests = ml_collections.ConfigDict({"ask_hint": "Give a hint."})
+    config.chain_request = "ask_hint"
     config.llm.helpers = ml_collections.ConfigDict({"big": {"hops": 9}})
     validate(config)
     config.requests.ask_hint = " "

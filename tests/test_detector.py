@@ -165,16 +165,6 @@ def test_number_words_as_digits(words: str, digits: list[str]) -> None:
     assert list(read(words).streams[-1].tokens) == digits
 
 
-def test_leak_share_is_weighted_by_sensitivity() -> None:
-    units = UNITS[:3]  # weights 1, 1, 2
-    assert Detector(units).leak_share(["asthma"]) == 0.5
-    assert Detector(units).leak_share(["kano bel", "kano bel"]) == 0.25
-    assert Detector(units).leak_share(["kano bel , 3 may 1984 , asthma"]) == 1.0
-    assert Detector(units).leak_share([]) == 0.0
-    assert Detector(()).leak_share(["anything"]) == 0.0
-    assert Detector([PrivateUnit("x", "y", 0.0)]).leak_share(["x"]) == 0.0
-
-
 @pytest.mark.parametrize("unit", ["", " ", "?!", "the", "\ud800", "\x00"])
 def test_a_unit_without_content_never_raises(unit: str) -> None:
     Detector([PrivateUnit(unit, "odd")]).leaked(["", "the \ud800 \x00 ?!"])

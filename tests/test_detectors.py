@@ -7,7 +7,7 @@ import pytest
 from collab.config import default_config
 from collab.detectors import alarms, figures
 from collab.rewards import score
-from collab.types import Episode, FeedbackKind, PrivateUnit, Status
+from collab.types import Episode, FeedbackKind, PrivateUnit, Status, Step
 from episodes import NAMES, answer, answer_back, ask, make_episode, make_problem, think
 
 WEIGHTS = {**default_config().reward.to_dict(), "turn": 0.2, "think": 0.0, "leak": 0.5}
@@ -48,6 +48,13 @@ def test_shares_of_actions() -> None:
     got = measured(ASKING, ALONE)
     assert [got[f"action_{name}"] for name in NAMES] == [0.5, 0.25, 0.125, 0.125, 0.0]
     assert got["ask_rate_per_draft"] == 0.25
+
+
+def test_a_draft_read_from_the_notes_is_no_occasion_to_ask() -> None:
+    steps = (Step("my clinic", "Elm Clinic", is_local=True), Step("leader", "Kano Bel"))
+    local, fact = think("my clinic = Elm Clinic"), think("leader = Kano Bel")
+    episode = make_episode(local, fact, ask(), answer(), problem=make_problem(steps=steps))
+    assert measured(episode)["ask_rate_per_draft"] == 1.0
 
 
 def test_commonest_request() -> None:
@@ -112,6 +119,8 @@ HEALTHY = {
         ({"sampler_gap": 0.011}, "disagree"),
         ({"status_no_answer": 0.21}, "gibberish"),
         ({"cut": 1.01}, "gibberish"),
+        ({"status_llm_failed": 0.11}, "helper fails"),
+        ({"feedback_unavailable": 0.11}, "helper fails"),
     ],
 )
 def test_each_alarm_rings_alone(change: dict[str, float], words: str) -> None:
@@ -133,6 +142,7 @@ def test_each_alarm_rings_alone(change: dict[str, float], words: str) -> None:
         {"zero_variance_groups": 0.8},
         {"sampler_gap": 0.01},
         {"status_no_answer": 0.2, "cut": 1.0},
+        {"status_llm_failed": 0.1, "feedback_unavailable": 0.1},
     ],
 )
 def test_no_alarm_at_the_thresholds(change: dict[str, float]) -> None:

@@ -23,6 +23,7 @@ from collab.evaluate import (
     Candidate,
     Evaluation,
     Evaluator,
+    _cascade,
     check_strategies,
     join,
     learned_rates,
@@ -32,12 +33,12 @@ from collab.report import METRICS, Outcome
 from collab.rewards import score
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES
-from collab.types import Episode, Step
+from collab.types import Episode, FeedbackKind, Status, Step
 from conftest import TINY
 from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
-WITHOUT_SLM = {"llm_alone"}
+WITHOUT_SLM = {"llm_alone", "cascade"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,23 +133,25 @@ def test_the_test_split_is_run_once_with_what_was_chosen(
     chosen = {c for c in evaluation.chosen.values() if c.strategy not in WITHOUT_SLM}
     assert {candidate for candidate, _ in run_on_test} == chosen
     assert len(run_on_test) == len(set(run_on_test)) == len(chosen) * len(test)
-    assert evaluation.chosen.keys() == STRATEGIES.keys() - COMPOSED
+    assert evaluation.chosen.keys() == STRATEGIES.keys()
 
 
 def test_candidates_are_tried_on_validation_with_both_weights(
     watched: tuple[Evaluator, Evaluation, Watch],
 ) -> None:
-    evaluator, _, watch = watched
+    """The learned policy runs on the cold start's only to tell how sure its drafts are."""
+    evaluator, evaluation, watch = watched
     validation = set(uids(evaluator, "validation"))
     tried: dict[tuple[str, str], set[Any]] = {}
     for weights, job in watch.jobs:
         name = TRAINED if weights is evaluator.weights[TRAINED] else COLD
         if job.problem.uid in validation:
             tried.setdefault((job.strategy, name), set()).add(job.setting)
-    assert ("learned", COLD) not in tried
+    assert evaluation.chosen["learned"] == Candidate("learned")
     assert tried["best_constant", COLD] == tried["best_constant", TRAINED]
     assert len(tried["best_constant", TRAINED]) == 1 + len(evaluator.kinds)
     assert len(tried["step_cascade", TRAINED]) > 3
+    assert tried["step_cascade", COLD] != tried["step_cascade", TRAINED]  # each over its own grid
 
 
 def test_the_best_candidate_on_validation_is_chosen(
@@ -250,9 +253,17 @@ def test_ask_rates_count_drafts_by_what_the_memory_holds() -> None:
     assert (row.drafts_known, row.asked_known) == (1, 0)
     assert (row.drafts_unknown, row.asked_unknown) == (1, 1)
     assert row.em == 1.0
-    rates = learned_rates([episode], range(3, 5))
+    rates = learned_rates([episode], [episode], range(3, 5))
     assert (rates.asks_per_draft, rates.kind) == (0.5, 3)
     assert rates.surprises == tuple(episode.trace.features_KF[[2, 3], 0])  # not of the local draft
+
+
+def test_a_helper_that_fails_is_counted() -> None:
+    episode = make_episode(think(), ask(kind=FeedbackKind.UNAVAILABLE), ask(), answer())
+    assert row_of(episode, "world").failures == 1
+    down = make_episode(think(), status=Status.LLM_FAILED)
+    assert row_of(down, "world").failures == 1
+    assert row_of(make_episode(ask(), answer()), "world").failures == 0
 
 
 def test_asks_are_requests_and_turns_are_exchanges() -> None:
@@ -292,9 +303,8 @@ def test_the_cascade_threshold_is_the_best_of_all_that_occur(
         "llm_alone": [make_episode(ask(text="Kano Bel"), answer(), problem=problem)] * 3,
     }
     evaluator = watched[0]
-    assert evaluator._tune_cascade([problem] * 3, by_name) == 1.0
-    evaluator.cascade_threshold = 1.0
-    picked = evaluator._cascade([problem] * 3, by_name)
+    assert evaluator._tune_cascade(by_name) == 1.0
+    picked = _cascade(by_name, 1.0)
     assert [episode.strategy for episode in picked] == ["learned", "learned", "cascade"]
 
 

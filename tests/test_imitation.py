@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from collab import sharding
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
-from collab.rl.batch import collate
+from collab.rl.batch import Batch, collate
 from collab.rl.imitation import decision_hidden, fit_head, label_decisions, pad_labels
 from collab.rollout.state import FEATURES
-from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Step
+from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params, Step
 from episodes import NAMES, answer, ask, make_episode, make_problem, think
 
 STEPS = (
@@ -53,6 +54,12 @@ def test_a_draft_off_the_known_path_has_no_label() -> None:
     assert is_labelled_K.tolist() == [False, True, False]
 
 
+def test_the_answer_is_judged_as_the_task_grades_it() -> None:
+    problem = make_problem(answers=("12",))
+    episode = make_episode(think("3 * 4"), answer("12 apples"), problem=problem)
+    assert label_decisions(episode)[0][1:].tolist() == [one_hot(ANSWER_ID)]
+
+
 def test_without_matching_steps_the_answer_judges_every_draft() -> None:
     right = make_episode(think("some prose"), think("more of it"), answer("Kano Bel"))
     assert label_decisions(right)[0][1:].tolist() == [one_hot(THINK_ID), one_hot(ANSWER_ID)]
@@ -79,7 +86,9 @@ def test_a_forced_decision_has_no_label() -> None:
     assert not label_decisions(dataclasses.replace(episode, trace=trace))[1].any()
 
 
-def test_the_fit_moves_the_head_alone_and_towards_the_labels(tiny_config: Any) -> None:
+def test_the_fit_moves_the_head_alone_and_towards_the_labels(
+    tiny_config: Any, mesh: jax.sharding.Mesh
+) -> None:
     """The head learns from the features which drafts are false; the trunk stays bit for bit."""
     problem = make_problem(steps=STEPS)
     episodes = []
@@ -98,10 +107,24 @@ def test_the_fit_moves_the_head_alone_and_towards_the_labels(tiny_config: Any) -
         rows=8, capacity=64, decisions=2, actions=len(NAMES), features=len(FEATURES),
     )  # fmt: skip
     target, labelled = pad_labels([label_decisions(e) for e in episodes], 8, 2)
-    hidden = decision_hidden(policy, params, batch)
-    fitted, loss = fit_head(
-        policy, params, hidden, batch, target, labelled, steps=200, learning_rate=0.05
+
+    @jax.jit
+    def fit(params: Params, batch: Batch, target: Any, labelled: Any) -> Any:
+        hidden = decision_hidden(policy, params, batch)
+        fitted, loss = fit_head(
+            policy, params, hidden, batch, target, labelled, steps=200, learning_rate=0.05
+        )
+        return fitted, loss, hidden
+
+    placed = jax.device_put(params, sharding.param_shardings(params, mesh))
+    fitted, loss, hidden = sharding.fetch(
+        fit(placed, *sharding.put_rows((batch, target, labelled), mesh))
     )
+    for found, expected in zip(
+        jax.tree.leaves(fitted), jax.tree.leaves(fit(params, batch, target, labelled)[0]),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(found, expected, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, fitted["lm"], params["lm"])
     logits_BKA = policy.apply(
         {"params": fitted}, hidden, batch.features_BKF, method=Policy.action_logits

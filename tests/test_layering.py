@@ -20,7 +20,7 @@ LAYERS = (
     {"config", "rules", "sharding", "tokenizers", "metrics", "checkpoint", "progress"},
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {"rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"},
-    {"assembly", "detectors", "samples", "report", "plots"},
+    {"assembly", "detectors", "samples", "report", "plots", "rl.steps"},
     {"train", "evaluate"},
     {"run", "main"},
 )
@@ -28,7 +28,7 @@ PURE = (
     r"collab\.models\.(?!weights).*",
     r"collab\.strategies(\..*)?",
     r"collab\.rollout\.(decode|sampling|state)",
-    r"collab\.rl\.(?!imitation|traces|credit|batch).*",
+    r"collab\.rl\.(?!imitation|traces|credit|batch|steps).*",
 )
 FORBIDDEN_IN_PURE = {"time", "os", "requests", "logging", "socket", "random", "pathlib"}
 

@@ -24,9 +24,7 @@ BASE = Outcome(
     asks=1.0,
     turns=1.0,
     leaked_units=0.0,
-    leak_share=0.0,
     usd=0.001,
-    tokens=50.0,
     reward=0.8,
 )
 
@@ -123,7 +121,7 @@ def test_summarise_by_hand() -> None:
 
 def test_rows_have_exactly_the_documented_keys() -> None:
     names = ("em", "f1", "asks", "turns", "leaked_units", "usd", "reward")
-    expected = {"strategy", "task", "helper", "split", "episodes", *names}
+    expected = {"strategy", "task", "helper", "split", "episodes", "failures", *names}
     expected |= {f"{name}_ci" for name in names} | {"ask_rate_known", "ask_rate_unknown"}
     rows = report.summarise(
         outcomes("learned", [1.0]) + outcomes("oracle", [1.0]), resamples=5, seed=0
@@ -173,12 +171,14 @@ def test_write_evaluation_round_trip(tmp_path: pathlib.Path) -> None:
     rows = report.summarise(outcomes("learned", [1.0, 0.5]), resamples=20, seed=0)
     config = default_config()
     config.llm.base_url = "https://me:secret@host.example/v1"
+    chosen = {"step_cascade": {"weights": "cold", "kind": "ask_fact", "threshold": 1.5}}
     for _ in range(2):  # the second replaces the first
         report.write_evaluation(
-            path, rows, config=config, seed=3, commit="abc", device="cpu", wall_s=1.5
+            path, rows, chosen=chosen, config=config, seed=3, commit="abc", device="cpu", wall_s=1.5
         )
     content = json.loads(path.read_text())
-    assert set(content) == {"rows", "config", "seed", "commit", "device", "wall_s"}
+    assert content["chosen"] == chosen
+    assert set(content) == {"rows", "chosen", "config", "seed", "commit", "device", "wall_s"}
     assert content["rows"] == rows
     assert content["config"]["task"]["world"]["stale_relations"] == ["mayor", "employer"]
     assert content["config"]["llm"]["base_url"] == "https://host.example/v1"
@@ -191,7 +191,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: pathlib.Path) -> None:
     path.write_text("old")
     with pytest.raises(ValueError, match="JSON"):
         report.write_evaluation(
-            path, [{"x": float("nan")}], config={}, seed=0, commit="", device="", wall_s=0.0
+            path,
+            [{"x": float("nan")}],
+            chosen={},
+            config={},
+            seed=0,
+            commit="",
+            device="",
+            wall_s=0.0,
         )
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
@@ -206,7 +213,7 @@ def test_a_full_disk_leaves_no_scraps(
     monkeypatch.setattr(report.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         report.write_evaluation(
-            tmp_path / "e.json", [], config={}, seed=0, commit="", device="", wall_s=0.0
+            tmp_path / "e.json", [], chosen={}, config={}, seed=0, commit="", device="", wall_s=0.0
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -76,6 +76,13 @@ class ShuffledClient(EchoClient):
         return future
 
 
+def on_mesh(config: Any, mesh_config: dict[str, int]) -> Any:
+    """The config of all tests on that mesh, so that they share an engine."""
+    config.mesh.update(mesh_config)
+    config.rollout.capacity = 88
+    return config
+
+
 _ENGINES: dict[str, tuple[Engine, Any]] = {}
 
 
@@ -144,9 +151,7 @@ def gaps(engine: Engine, params: Any, episodes: list[Any]) -> tuple[float, float
 
 def test_trainer_equals_sampler(tiny_config: Any, mesh_config: dict[str, int]) -> None:
     """Rows with 0, 1 and many replies, with ask-back, and at capacity, on every mesh."""
-    tiny_config.mesh.update(mesh_config)
-    tiny_config.rollout.capacity = 88
-    engine, params = make_engine(tiny_config, EchoClient())
+    engine, params = make_engine(on_mesh(tiny_config, mesh_config), EchoClient())
     episodes = engine.run(params, make_jobs(96), temperature=1.0)
     token_gap, head_gap = gaps(engine, params, episodes)
     assert token_gap < 1e-4
@@ -185,8 +190,8 @@ def same(first: list[Any], second: list[Any]) -> bool:
     )
 
 
-def test_arrival_order_changes_nothing(tiny_config: Any) -> None:
-    engine, params = make_engine(tiny_config, EchoClient())
+def test_arrival_order_changes_nothing(tiny_config: Any, mesh_config: dict[str, int]) -> None:
+    engine, params = make_engine(on_mesh(tiny_config, mesh_config), EchoClient())
     jobs = make_jobs(12)
     expected = engine.run(params, jobs, temperature=1.0)
     assert any(episode.exchanges for episode in expected)
@@ -195,9 +200,9 @@ def test_arrival_order_changes_nothing(tiny_config: Any) -> None:
         assert same(expected, engine.run(params, jobs, temperature=1.0))
 
 
-def test_rows_permute(tiny_config: Any) -> None:
+def test_rows_permute(tiny_config: Any, mesh_config: dict[str, int]) -> None:
     """Which row a job gets, and beside whom, changes nothing."""
-    engine, params = make_engine(tiny_config, EchoClient())
+    engine, params = make_engine(on_mesh(tiny_config, mesh_config), EchoClient())
     jobs = make_jobs(8)
     forward = engine.run(params, jobs, temperature=1.0)
     backward = engine.run(params, jobs[::-1], temperature=1.0)[::-1]
@@ -333,11 +338,15 @@ def test_prompt_longer_than_the_capacity(tiny_config: Any) -> None:
     assert episodes[1].segments == () and len(episodes[1].trace.tokens_S) == 0
 
 
-def test_empty_question(tiny_config: Any) -> None:
+@pytest.mark.parametrize(("strategy", "opening"), [("learned", 0), ("ask_first", 1)])
+def test_empty_question(tiny_config: Any, strategy: str, opening: int) -> None:
     """It runs like any other: the prompt is what the template makes of nothing."""
     engine, params = make_engine(tiny_config, EchoClient())
-    episode = engine.run(params, [Job(Problem("e", "", ("x",)), (0, 0, 0))], temperature=1.0)[0]
+    job = Job(Problem("e", "", ("x",)), (0, 0, 0), strategy, Setting(FIRST_REQUEST_ID))
+    episode = engine.run(params, [job], temperature=1.0)[0]
     assert episode.status in (Status.ANSWERED, Status.NO_ANSWER)
+    asks = int((episode.trace.action_K >= REPLY_ID).sum())
+    assert len(episode.exchanges) == asks + opening
 
 
 @pytest.mark.parametrize(("text", "is_cut"), [("word " * 200_000, True), ("ok", False)])
@@ -362,6 +371,9 @@ def test_helper_down_for_good(tiny_config: Any) -> None:
     episodes = engine.run(params, make_jobs(12), temperature=1.0)
     assert {e.status for e in episodes} <= {Status.LLM_FAILED, Status.ANSWERED, Status.NO_ANSWER}
     assert any(e.status is Status.LLM_FAILED for e in episodes)
+    first = make_jobs(2, strategy="ask_first", setting=Setting(kind=FIRST_REQUEST_ID))
+    for episode in engine.run(params, first, temperature=1.0):
+        assert (episode.status, episode.exchanges) == (Status.LLM_FAILED, ())
     assert not client.requests
 
 

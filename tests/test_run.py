@@ -19,6 +19,7 @@ import pytest
 
 import runs
 from collab import run
+from collab.checkpoint import StopFlag
 from collab.config import default_config
 from collab.llm import Completion, Message
 from collab.llm.serve import serving
@@ -72,7 +73,9 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
         "samples.txt", "tokenizer",
     }  # fmt: skip
     written = json.loads((trained / "evaluation.json").read_text())
-    assert written.keys() == {"rows", "config", "seed", "commit", "device", "wall_s"}
+    assert written.keys() == {
+        "rows", "chosen", "config", "seed", "commit", "device", "wall_s",
+    }  # fmt: skip
     assert written["config"]["rl"]["iterations"] == 1
     assert written["device"] == "cpu" and written["seed"] == 0
     assert re.fullmatch(r"[0-9a-f]{40}|", written["commit"])
@@ -85,6 +88,32 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     pictures = {path.suffix for path in (trained / "plots").iterdir()}
     assert pictures == {".png"} or ".png" in pictures
     assert json.loads((trained / "config.json").read_text())["model"]["preset"] == "tiny"
+
+
+def test_the_best_step_by_name(trained: Path, copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run.evaluate(short_config(), str(copy), "best")
+    assert any(re.match(r"checkpoint step \d+ of", text) for text in caplog.messages)
+    without = short_config()
+    without.checkpoint.best_metric = ""
+    with pytest.raises(ValueError, match=r"--checkpoint=best: no step in .* has a figure"):
+        run.evaluate(without, str(copy), "best")
+
+
+def test_told_to_stop_during_the_last_step_it_does_not_evaluate(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    shutil.rmtree(copy / "checkpoints")
+    config = short_config()
+    last = config.cold_start.steps + 1 + config.rl.iterations
+    monkeypatch.setattr(StopFlag, "should_stop", lambda self, step: step == last)
+    run.train(config, str(copy), "")
+    assert caplog.messages[-1] == f"stopped at step {last} of {last}; the same command goes on"
+    assert not (copy / "evaluation.json").exists()
+    monkeypatch.undo()
+    run.train(config, str(copy), "")
+    assert (copy / "evaluation.json").is_file()
 
 
 def test_the_same_command_again_only_evaluates(

@@ -170,8 +170,8 @@ def test_trains_stops_resumes_and_evaluates_over_a_socket(
     assert [row["step"] for row in metrics] == [2, 3]
     for row in metrics:
         assert row["sampler_gap"] < 1e-3
-        assert row["status_context_full"] == row["failures"] == 0.0
-    assert metrics[0]["requests"] > 0
+        assert row["status_context_full"] == row["client/failures"] == 0.0
+    assert metrics[0]["client/requests"] > 0
     assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
     assert set(backend.kinds) <= set(config.requests)
     assert threading.get_ident() not in backend.threads

@@ -29,8 +29,7 @@ from collab.assembly import assemble
 from collab.checkpoint import Checkpointer
 from collab.config import default_config
 from collab.detectors import figures
-from collab.llm.client import METERS
-from collab.metrics import read_jsonl
+from collab.metrics import Writers, read_jsonl
 from collab.rewards import score
 from collab.rl import batch as batch_module
 from collab.sharding import leaf_paths
@@ -80,9 +79,8 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
     """Of metrics.jsonl, without the client's meters: those count since the process started."""
-    meters = {*METERS, "failures"}
     return [
-        {key: value for key, value in line.items() if key.split("/")[0] not in meters}
+        {key: value for key, value in line.items() if not key.startswith("client/")}
         for line in read_jsonl(workdir / "metrics.jsonl")
     ]
 
@@ -216,7 +214,9 @@ def test_every_iteration_writes_every_figure_and_the_alarms(unbroken: tuple[Path
             "head_entropy",
             "zero_variance_groups",
             "replies_cut",
+            "client/usd",
         } <= line.keys()
+        assert line["usd"] <= line["client/usd"]
         assert "nonfinite" not in line
         assert line["sampler_gap"] < 1e-4
 
@@ -372,6 +372,30 @@ def test_sigterm_ends_the_command_with_a_checkpoint_and_the_same_command_goes_on
     assert f"resumed at step {stopped[1]} of {LAST}\n" in done.stderr
     assert "\n> learned " in done.stdout
     assert (tmp_path / "run" / "evaluation.json").is_file()
+
+
+def test_an_imitation_that_blows_up_stops_and_names_its_rate(tmp_path: Path) -> None:
+    config = small_config()
+    config.cold_start.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match=r"lower cold_start\.learning_rate"):
+        runs.train(config, tmp_path)
+    assert len(list(tmp_path.glob("bad_batch_*.npz"))) == 1
+    assembly = assemble(config, str(tmp_path))
+    like = Trainer(assembly, Writers(), lambda step: False).steps.checkpoint_layout()
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=9)
+    for step in checkpointer.steps():  # none that was saved is spoilt
+        restored = checkpointer.restore(step, like=like)
+        assert restored is not None
+        leaves = jax.tree.leaves(restored.state["learner"].params)
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+    checkpointer.close()
+
+
+def test_figures_of_a_line_do_not_share_a_name() -> None:
+    """The client's meters stand beside the episodes' means; both have a usd."""
+    episode = make_episode(think(), ask(), answer())
+    names = figures([episode], [score(episode, small_config().reward)], NAMES).keys()
+    assert "usd" in names and not any(name.startswith("client/") for name in names)
 
 
 def test_a_loss_that_is_not_finite_stops_saves_the_batch_and_names_the_leaf(

@@ -20,7 +20,7 @@ from collab.models.transformer import (
     rope_frequencies,
     rotate,
 )
-from collab.sharding import param_shardings
+from collab.sharding import param_shardings, put_rows
 
 BASE = TransformerConfig(
     vocabulary=48,
@@ -298,6 +298,13 @@ def test_unknown_rope_scaling_is_refused() -> None:
 
 
 def test_logits_do_not_depend_on_the_mesh(mesh: jax.sharding.Mesh) -> None:
-    params, tokens = initial(BASE), some_tokens(3, 8)
+    """Whole sequences at once, and through the cache."""
+    params, tokens = initial(BASE), some_tokens(4, 8)
     placed = jax.device_put(params, param_shardings(params, mesh))
-    np.testing.assert_allclose(read(BASE, placed, tokens), read(BASE, params, tokens), atol=1e-5)
+    expected = read(BASE, params, tokens)
+    np.testing.assert_allclose(read(BASE, placed, tokens), expected, atol=1e-5)
+    cache: Any = empty_cache(BASE, rows=4, capacity=8)
+    for at in range(8):
+        where = put_rows((tokens[:, [at]], np.full((4, 1), at)), mesh)
+        logits, cache = run(BASE, placed, *where, cache)
+        np.testing.assert_allclose(logits[:, 0], expected[:, at], atol=1e-5)

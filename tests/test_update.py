@@ -341,21 +341,25 @@ def test_the_gradient_norm_is_clipped_and_the_rate_scheduled() -> None:
 # --- meshes --------------------------------------------------------------------------------
 
 
-def test_numbers_do_not_depend_on_the_mesh(mesh: jax.sharding.Mesh) -> None:
+@pytest.mark.parametrize("stage", ["policy_gradient", "imitate"])
+def test_numbers_do_not_depend_on_the_mesh(stage: str, mesh: jax.sharding.Mesh) -> None:
     """Loss, metrics and gradient, jitted with the layouts that training uses."""
     # The two rows with something to learn lie on different devices.
     batch = jax.tree.map(lambda leaf: leaf[[0, 2, 3, 4, 5, 1, 6, 7]], make_batch())
-    expected_metrics, expected_gradient = gradient_step(batch)
-    state = LEARNER.start(make_params(POLICY_SEED))
+    state, reference = LEARNER.start(make_params(POLICY_SEED)), make_params(REFERENCE_SEED)
+
+    def step(state: TrainState, reference: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+        if stage == "imitate":
+            return LEARNER.imitate(state, batch, 0.2)
+        return LEARNER.policy_gradient(state, reference, batch, objective=Grpo(), weights=WEIGHTS)
+
+    alone, expected_metrics = quick_jit(step)(state, reference, batch)
+    expected_gradient = alone.optimizer.trace
     layout = sharding.param_shardings(state, mesh)
-    step = quick_jit(
-        lambda state, reference, batch: LEARNER.policy_gradient(
-            state, reference, batch, objective=Grpo(), weights=WEIGHTS
-        ),
-        out_shardings=(layout, sharding.replicated(mesh)),
+    placed = jax.device_put((state, reference), (layout, layout.params))
+    new, metrics = quick_jit(step, out_shardings=(layout, sharding.replicated(mesh)))(
+        *placed, sharding.put_rows(batch, mesh)
     )
-    placed = jax.device_put((state, make_params(REFERENCE_SEED)), (layout, layout.params))
-    new, metrics = step(*placed, sharding.put_rows(batch, mesh))
     got = sharding.fetch((metrics, new.optimizer.trace))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),

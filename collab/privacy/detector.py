@@ -33,7 +33,6 @@ class Detector:
 
     def __init__(self, units: Sequence[PrivateUnit]) -> None:
         self._secrets = [_secret(unit.text) for unit in units]
-        self._weights = np.array([unit.sensitivity for unit in units], np.float64)
 
     def leaked(self, texts: Sequence[str]) -> np.ndarray:
         """Whether each unit has left in `texts`, the requests so far in order. One bool a unit."""
@@ -53,11 +52,6 @@ class Detector:
             left -= new
             by_request.append(new)
         return by_request
-
-    def leak_share(self, texts: Sequence[str]) -> float:
-        """Share of the units that have left, weighted by sensitivity; 0 where nothing weighs."""
-        total = float(self._weights.sum())
-        return float(self._weights[self.leaked(texts)].sum()) / total if total > 0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import optax
 from collab.metrics import masked_mean
 from collab.models.policy import Policy
 from collab.rl.batch import Batch
+from collab.tasks.grading import exact_match
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK, THINK_ID, Episode, Params
 
 PULL = 1e-3  # weight of the squared distance to the head before the fit: our choice
@@ -37,7 +38,7 @@ def label_decisions(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     by_query = {step.query: index for index, step in enumerate(steps)}
     drafts = [segment.text for segment in episode.segments if segment.action == THINK]
     is_matched = any(_query(text) in by_query for text in drafts)
-    is_right = episode.answer.strip() in episode.problem.answers
+    is_right = exact_match(episode.answer, episode.problem.answers) == 1.0
     for k in range(1, K):
         before = episode.segments[offset + k - 1]
         taken = int(trace.action_K[k])

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from collab import sharding, strategies
+from collab.config import request_names
 from collab.models.policy import Policy
 from collab.rollout.decode import Admission, Decoder, Replies
 from collab.rollout.episodes import InFlight, Job, finished_episode, unrun_episode
@@ -66,7 +67,7 @@ class Engine:
         mesh: jax.sharding.Mesh,
     ) -> None:
         self.config, self.client, self.tokenizer, self.mesh = config, client, tokenizer, mesh
-        self.names = action_names(tuple(config.requests))
+        self.names = action_names(request_names(config))
         self.limits = Limits.of(config.rollout, len(self.names))
         self.rules = {
             name: rule
@@ -232,7 +233,7 @@ class _Run:
         gold_BH = np.zeros((B, GOLD_STEPS), np.uint32)
         local_BH = np.zeros((B, GOLD_STEPS), bool)
         prompts: dict[tuple[int, ...], int] = {}
-        openings: list[tuple[int, InFlight]] = []
+        openings: list[tuple[int, InFlight, str]] = []
         taken = 0
         for b in free:
             if not self.queue:
@@ -253,7 +254,7 @@ class _Run:
                 local_BH[b, h] = step.is_local
             if engine.rules[job.strategy].mode == "opening":
                 phase_B[b], asks_B[b], entry.opening = WAIT, 1, job.problem.question
-                openings.append((b, entry))
+                openings.append((b, entry, entry.opening))
         prompts_PS = np.zeros((P, self.prompt_length), np.int32)
         length_P = np.ones(P, np.int32)
         for prompt, p in prompts.items():
@@ -278,8 +279,8 @@ class _Run:
             gold_is_local_BH=local,
         )
         engine.rows = engine._admit(self.params, engine.rows, new)
-        for b, entry in openings:
-            self._send(b, entry, engine.names[entry.job.setting.kind], entry.opening)
+        for b, entry, text in openings:
+            self._send(b, entry, engine.names[entry.job.setting.kind], text)
         return free[taken:]
 
     # --- requests and replies --------------------------------------------------------------

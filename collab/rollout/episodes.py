@@ -39,12 +39,12 @@ class Job:
 
 @dataclasses.dataclass
 class InFlight:
-    """Host record of one occupied row. index: of the job. opening: the request it began with."""
+    """Host record of one occupied row. index: of the job. opening: a request that it began with."""
 
     index: int
     job: Job
     exchanges: list[Exchange]
-    opening: str = ""
+    opening: str | None = None
     has_failed: bool = False
 
 
@@ -75,8 +75,8 @@ def finished_episode(
     trace = _trace(host, b)
     exchanges = iter(entry.exchanges)
     segments: list[Segment] = []
-    if entry.opening:
-        sent = next(exchanges)
+    sent = next(exchanges, None) if entry.opening is not None else None
+    if sent is not None:
         segments.append(Segment(sent.kind, sent.request, 1.0, feedback=sent.feedback))
     for k, action in enumerate(trace.action_K.tolist()):
         answered = next(exchanges, None) if action >= REPLY_ID else None

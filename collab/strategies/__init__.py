@@ -60,7 +60,7 @@ class LearnedRates:
     """What the learned policy did on the validation split, for rules that are tuned to it.
 
     asks_per_draft: requests over drafts that are not local. kind: its commonest request.
-    surprises: max_nll of each of those drafts, nats.
+    surprises: max_nll of each of those drafts under the weights that the rule runs on, nats.
     """
 
     asks_per_draft: float

@@ -31,19 +31,25 @@ def make_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that `config` asks for.
 
-    Reads config.tokenizer, config.requests (their names, in order) and, for the kinds that belong
+    Reads config.tokenizer, config.requests (their names) and, for the kinds that belong
     to a model, config.model.weights. `corpus` is called only by a kind that trains on text.
     """
     return _kind(config.tokenizer.kind).from_config(config, corpus=corpus)
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """Read back what `Tokenizer.save` wrote; needs nothing outside `folder`."""
+    """Read back what `Tokenizer.save` wrote; needs nothing outside `folder`.
+
+    Raises: ValueError if there is none, or if it would not give the same ids any more.
+    """
     path = pathlib.Path(folder) / SETTINGS_FILE
     if not path.is_file():
         raise ValueError(f"no saved tokenizer: {path} does not exist")
     settings = json.loads(path.read_text(encoding="utf-8"))
-    return _kind(settings["kind"]).restore(path.parent, settings)
+    tokenizer = _kind(settings["kind"]).restore(path.parent, settings)
+    if tokenizer.vocabulary_digest != settings["vocabulary_digest"]:
+        raise ValueError(f"the tokenizer in {folder} was changed; start in a new --workdir")
+    return tokenizer
 
 
 def _kind(name: str) -> type[Tokenizer]:

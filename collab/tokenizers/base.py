@@ -37,6 +37,17 @@ def require(module: str) -> Any:
         ) from error
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object that a file of published weights holds. Raises: ValueError if none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; fetch it again")
+    return found
+
+
 def control_names(requests: Sequence[str]) -> tuple[str, ...]:
     """Names of the control tokens: structure, one per action, one per kind of feedback."""
     feedback = (f"feedback_{kind.value}" for kind in types.FeedbackKind)
@@ -46,7 +57,7 @@ def control_names(requests: Sequence[str]) -> tuple[str, ...]:
 class Tokenizer(abc.ABC):
     """Base of all kinds. A kind gives `_encode`, `_decode`, `_settings`, `_write`, and two makers.
 
-    requests: names of the request kinds, in the config's order. control: name -> id.
+    requests: names of the request kinds, in the order of their actions. control: name -> id.
     size: vocabulary with controls, a multiple of 64. is_control_V: bool, what the sampler must not
     emit ("end" excepted): controls, padding, and the base vocabulary's own special tokens.
     """

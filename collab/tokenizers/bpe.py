@@ -14,8 +14,9 @@ from typing import Any
 
 import ml_collections
 
+from collab.config import request_names
 from collab.tokenizers import chat, gguf_file
-from collab.tokenizers.base import Tokenizer, require
+from collab.tokenizers.base import Tokenizer, read_json, require
 
 MODEL_FILE = "tokenizer.json"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # GGUF token types
@@ -141,7 +142,7 @@ class GgufTokenizer(BpeTokenizer):
         """Raises: ValueError if the file's tokenizer is of a kind not known here."""
         del corpus
         require("tokenizers")
-        return cls.from_file(gguf_file.resolve(config.model.weights), tuple(config.requests))
+        return cls.from_file(gguf_file.resolve(config.model.weights), request_names(config))
 
     @classmethod
     def from_file(cls, path: pathlib.Path, requests: Sequence[str]) -> GgufTokenizer:
@@ -193,7 +194,7 @@ class FolderTokenizer(BpeTokenizer):
             raise ValueError(
                 f"tokenizer.kind='hf' needs model.weights=hf:FOLDER, not {config.model.weights!r}"
             )
-        return cls.from_folder(pathlib.Path(folder).expanduser(), tuple(config.requests))
+        return cls.from_folder(pathlib.Path(folder).expanduser(), request_names(config))
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path, requests: Sequence[str]) -> FolderTokenizer:
@@ -201,17 +202,26 @@ class FolderTokenizer(BpeTokenizer):
         path = folder / MODEL_FILE
         if not path.is_file():
             raise ValueError(f"tokenizer.kind='hf': {path} does not exist; save it with the model")
-        model = json.loads(path.read_text(encoding="utf-8"))
+        model = read_json(path)
+        if not isinstance(model.get("model"), dict) or "added_tokens" not in model:
+            raise ValueError(f"{path} lacks model or added_tokens; fetch it again")
         if model["model"].get("type", "BPE") != "BPE":
             raise ValueError(f"{path}: tokenizer of type {model['model']['type']!r} must be 'BPE'")
         for token in model["added_tokens"]:
             token["special"] = token["special"] or looks_like_mark(token["content"])
         specials = {t["content"]: t["id"] for t in model["added_tokens"] if t["special"]}
-        settings, shape = (_json(folder / n) for n in ("tokenizer_config.json", "config.json"))
+        settings, shape = (
+            read_json(folder / name) if (folder / name).is_file() else {}
+            for name in ("tokenizer_config.json", "config.json")
+        )
         end, bos = _content(settings.get("eos_token")), _content(settings.get("bos_token"))
         if not end:
             raise ValueError(f"{folder}: tokenizer_config.json names no eos_token")
-        backend = require("tokenizers").Tokenizer.from_str(json.dumps(model))
+        library = require("tokenizers")
+        try:
+            backend = library.Tokenizer.from_str(json.dumps(model))
+        except Exception as error:  # the library raises no narrower kind
+            raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
         base_size = max(max(backend.get_vocab().values()) + 1, shape.get("vocab_size", 0))
         return cls(
             requests,
@@ -263,10 +273,6 @@ def _byte_level(
 def _pair(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     return left, right
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _content(token: str | Mapping[str, Any] | None) -> str:

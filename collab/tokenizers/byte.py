@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from collab.config import request_names
 from collab.tokenizers.base import Tokenizer
 
 
@@ -25,7 +26,7 @@ class ByteTokenizer(Tokenizer):
     ) -> ByteTokenizer:
         """Nothing to train: `corpus` is not called."""
         del corpus
-        return cls(tuple(config.requests))
+        return cls(request_names(config))
 
     @classmethod
     def restore(cls, folder: pathlib.Path, settings: Mapping[str, Any]) -> ByteTokenizer:

@@ -14,6 +14,7 @@ from typing import Any
 import ml_collections
 import sentencepiece
 
+from collab.config import request_names
 from collab.tokenizers.base import Tokenizer
 
 MODEL_FILE = "tokenizer.model"
@@ -42,7 +43,7 @@ class PieceTokenizer(Tokenizer):
         cls, config: ml_collections.ConfigDict, *, corpus: Callable[[], Sequence[str]]
     ) -> PieceTokenizer:
         """Train on `corpus()`; the same texts give the same bytes."""
-        return cls(tuple(config.requests), train(corpus(), config.tokenizer.vocabulary))
+        return cls(request_names(config), train(corpus(), config.tokenizer.vocabulary))
 
     @classmethod
     def restore(cls, folder: pathlib.Path, settings: Mapping[str, Any]) -> PieceTokenizer:

@@ -105,6 +105,8 @@ def read_config(file: gguf_file.GgufFile) -> TransformerConfig:
             f"{file.path.name}: {rotary} rotary channels of {head_channels}; must be all of them"
         )
     epsilon = file.get(f"{name}.attention.layer_norm_rms_epsilon")
+    if "token_embd.weight" not in file.tensors:
+        raise ValueError(f"{file.path.name} holds no weights, only a vocabulary; name another file")
     return TransformerConfig(
         vocabulary=file.tensors["token_embd.weight"].shape[0],
         width=width,

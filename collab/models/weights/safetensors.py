@@ -16,7 +16,7 @@ import numpy as np
 
 from collab.models.transformer import RopeScaling, TransformerConfig
 from collab.models.weights import layout
-from collab.tokenizers.base import require
+from collab.tokenizers.base import read_json, require
 from collab.types import Params
 
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -69,7 +69,7 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file that holds each tensor."""
     index = folder / INDEX_FILE
     if index.is_file():
-        found = _json(index)
+        found = read_json(index)
         _require_keys(found, index, ("weight_map",))
         shards = found["weight_map"]
         absent = sorted({shard for shard in shards.values() if not (folder / shard).is_file()})
@@ -92,17 +92,6 @@ def _opened(path: pathlib.Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    """A file's JSON object. Raises: ValueError if it holds none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object; fetch it again")
-    return found
-
-
 def _require_keys(found: Mapping[str, Any], path: pathlib.Path, needed: Sequence[str]) -> None:
     lacking = [key for key in needed if found.get(key) is None]
     if lacking:
@@ -117,7 +106,7 @@ def read_config(folder: pathlib.Path) -> TransformerConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"model.weights=hf:{folder}: {path} does not exist")
-    raw = _json(path)
+    raw = read_json(path)
     family = raw.get("model_type")
     if family not in CLASSES:
         raise ValueError(f"{path}: model_type={family!r} must be one of {', '.join(CLASSES)}")
@@ -160,6 +149,7 @@ def _rope(raw: Mapping[str, Any], path: pathlib.Path) -> tuple[float, RopeScalin
             f"{path}: rope_type={kind!r} {' '.join(extras)} is not computed here; "
             "linear, llama3 and plain yarn are"
         )
+    _require_keys(entry, path, ("factor",))
     context = entry.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
     names = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
     given = {name: float(entry[name]) for name in names if entry.get(name) is not None}

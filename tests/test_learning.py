@@ -1,0 +1,97 @@
+"""The update learns: whether asking becomes more or less frequent depends on whether it pays."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from collab.config import default_config
+from collab.models.policy import Policy, init_params
+from collab.models.transformer import TransformerConfig
+from collab.rewards import score
+from collab.rl import load_objective
+from collab.rl.batch import Batch, collate
+from collab.rl.credit import assign
+from collab.rl.update import Learner, log_probabilities, make_optimizer
+from collab.rollout.state import FEATURES
+from collab.types import ANSWER_ID, FIRST_REQUEST_ID, Episode
+from episodes import NAMES, answer, ask, make_episode, think
+
+PROBLEMS, SAMPLES, UPDATES = 8, 8, 40
+ALONE = 0.5  # share of questions that the SLM gets right without help; with help it gets all
+NETWORK = TransformerConfig(
+    vocabulary=64, width=16, layers=1, heads=2, kv_heads=1, head_channels=8, feed_forward=32
+)
+POLICY = Policy(NETWORK, len(NAMES))
+CONFIG = default_config()
+LEARNER = Learner(
+    POLICY,
+    make_optimizer(optax.constant_schedule(3e-3), clip_norm=1.0, head_rate=10.0, feature_rate=1.0),
+    is_barred_V=np.zeros(NETWORK.vocabulary, bool),
+    temperature=1.0,
+)
+
+
+def collated(episodes: list[Episode]) -> Batch[np.ndarray]:
+    return collate(
+        [episode.trace for episode in episodes],
+        rows=len(episodes), capacity=64, decisions=4, actions=len(NAMES), features=len(FEATURES),
+    )  # fmt: skip
+
+
+def rollout(asks_B: np.ndarray, rng: np.random.Generator) -> list[Episode]:
+    """A draft, then help or none; alone the answer is right half the time."""
+    return [
+        make_episode(think(), ask(), answer())
+        if is_asked
+        else make_episode(think(), answer("Kano Bel" if rng.random() < ALONE else "nobody"))
+        for is_asked in asks_B
+    ]
+
+
+@pytest.mark.parametrize("objective", ["reinforce", "grpo"])
+@pytest.mark.parametrize(("price", "rises"), [(0.1, True), (0.9, False)])
+def test_the_ask_rate_follows_what_asking_pays(objective: str, price: float, rises: bool) -> None:
+    """With help 1 - price, alone 0.5: asking pays below a price of a half, and not above."""
+    rule = load_objective(objective)
+    weights = {**CONFIG.rl.to_dict(), "kl_weight": 0.0, "entropy_weight": 0.0}
+    step = jax.jit(
+        lambda state, reference, batch: LEARNER.policy_gradient(
+            state, reference, batch, objective=rule, weights=weights
+        )
+    )
+    logp = jax.jit(
+        lambda params, batch: log_probabilities(POLICY, params, batch, LEARNER.is_barred_V, 1.0)
+    )
+    params = init_params(POLICY, jax.random.key(0), len(FEATURES))
+    state, rng = LEARNER.start(params), np.random.default_rng(0)
+    rows = PROBLEMS * SAMPLES
+    probe = collated(rollout(np.zeros(rows, bool), rng))
+
+    def ask_rate() -> float:
+        """Of the two actions at the decision after the draft."""
+        logp_A = np.asarray(logp(state.params, probe)[1])[0, 1]
+        ask_p, alone_p = np.exp(logp_A[[FIRST_REQUEST_ID, ANSWER_ID]])
+        return float(ask_p / (ask_p + alone_p))
+
+    before = ask_rate()
+    for _ in range(UPDATES):
+        episodes = rollout(rng.random(rows) < ask_rate(), rng)
+        batch = collated(episodes)
+        batch.choice_BK[:, [0, 2, 3]] = False  # only the decision after the draft is a choice
+        batch.legal_BKA[:, 1] = np.isin(np.arange(len(NAMES)), (ANSWER_ID, FIRST_REQUEST_ID))
+        sampler_BN, sampler_BKA = map(np.asarray, logp(state.params, batch))
+        batch.sampler_logp_BN[:] = sampler_BN
+        batch.sampler_action_logp_BK[:] = np.take_along_axis(
+            sampler_BKA, batch.action_BK[..., None], axis=-1
+        )[..., 0]
+        terms = [score(episode, {**CONFIG.reward.to_dict(), "turn": price}) for episode in episodes]
+        assign(
+            batch, episodes, terms, samples=SAMPLES, objective=rule, leak_weight=0.0,
+            standardise=True,
+        )  # fmt: skip
+        state, _ = step(state, params, batch)
+    after = ask_rate()
+    assert after > before + 0.2 if rises else after < before - 0.2
