@@ -71,7 +71,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "answer_tokens": 12,
                 "reply_tokens": 48,  # a longer reply is cut, and counted
                 "temperature": 1.0,  # of tokens, above 0; evaluation is greedy
-                "draft_first": True,  # the first action is THINK, and so is the one after a reply
+                "draft_first": True,  # THINK comes first, and before each request
                 "steps_per_call": 64,  # decode steps before control returns to the host
                 "prompts_per_call": 32,  # distinct prompts prefilled together
             },

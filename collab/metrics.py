@@ -1,7 +1,7 @@
 """Figures of a run: the masked mean of losses, and writers (JSON lines, TensorBoard, wandb).
 
-`metrics.jsonl` is the truth, one line a step; the others are views. Writers touch nothing before
-their first line, so a mode that writes none leaves no trace. What is measured is decided in
+`metrics.jsonl` is the truth, one line a logged step; the others are views. Writers touch nothing
+before their first line, so a mode that writes none leaves no trace. What is measured is decided in
 `collab.rl.update` and `collab.detectors`.
 """
 

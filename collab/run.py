@@ -130,8 +130,8 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
             problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
             job = Job(problem, (config.seed, count, 0), helper=next(iter(assembly.helpers)))
             episode = assembly.engine.run(params, [job], temperature=0.0)[0]
-            text = describe(episode, score(episode, config.reward), show_private=True)
-            print("\n".join(line for line in text.splitlines() if not line.startswith("gold")))
+            terms = score(episode, config.reward)
+            print(describe(episode, terms, show_private=True, is_graded=False))
             count += 1
 
 

@@ -21,14 +21,19 @@ def masked(text: str, problem: Problem) -> str:
     return "[private]" if Detector(problem.units).leaked([text]).any() else text
 
 
-def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
-    """A few lines of text. Private units are masked unless `show_private`."""
+def describe(episode: Episode, terms: Terms, *, show_private: bool, is_graded: bool = True) -> str:
+    """A few lines of text. Private units are masked unless `show_private`.
+
+    is_graded: the right answer is known, so that it and the reward are shown.
+    """
     problem = episode.problem
 
     def shown(text: str) -> str:
         return text if show_private else masked(text, problem)
 
-    lines = [f"question  {shown(problem.question)}", f"gold      {shown(problem.answers[0])}"]
+    lines = [f"question  {shown(problem.question)}"]
+    if is_graded:
+        lines.append(f"gold      {shown(problem.answers[0])}")
     if problem.notes:
         lines.append(f"notes     {shown(problem.notes)}")
     for segment in episode.segments:
@@ -40,12 +45,16 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool) -> str:
             reply = segment.feedback
             why = f" ({reply.failure})" if reply.failure else ""
             lines.append(f"  {reply.kind.value:<8}     {shown(reply.text)}{why}")
-    lines.append(
-        f"status {episode.status.name}  em {terms.em:.0f}  asks {terms.asks}  "
-        f"leaked {terms.leaked_units}  reward {terms.reward:.3f} = {terms.quality:.2f} x "
-        f"{terms.efficiency:.2f} - {terms.task - terms.reward:.2f} (leak {terms.leak:.2f}, "
-        f"cut {terms.cut})" + (f"  helper {episode.helper}" if episode.helper else "")
-    )
+    end = [f"status {episode.status.name}", f"asks {terms.asks}", f"leaked {terms.leaked_units}"]
+    if is_graded:
+        end.insert(1, f"em {terms.em:.0f}")
+        end.append(
+            f"reward {terms.reward:.3f} = {terms.quality:.2f} x {terms.efficiency:.2f} - "
+            f"{terms.task - terms.reward:.2f} (leak {terms.leak:.2f}, cut {terms.cut})"
+        )
+    if episode.helper:
+        end.append(f"helper {episode.helper}")
+    lines.append("  ".join(end))
     return "\n".join(lines)
 
 

@@ -80,9 +80,11 @@ class Trainer:
         )
         try:
             self._begin()
-            self._stage(self.cold_steps, self._imitate, "imitation")
-            self._stage(self.cold_steps + 1, self._judge)
-            self._stage(self.total, self._reinforce, "policy gradient")
+            # What goes to a device is said where it goes; anything else would be a slip.
+            with jax.transfer_guard_host_to_device("disallow"):
+                self._stage(self.cold_steps, self._imitate, "imitation")
+                self._stage(self.cold_steps + 1, self._judge)
+                self._stage(self.total, self._reinforce, "policy gradient")
             self._save(None)
         finally:
             self.checkpointer.close()
@@ -193,7 +195,7 @@ class Trainer:
         if labelled_BK.any() and settings.label_steps:
             hidden = self.steps.hidden(params, placed[0])
             params, loss = self.steps.fit_head(params, hidden, *placed)
-            metrics["label_loss"] = float(loss)
+            metrics["label_loss"] = float(jax.device_get(loss))
             self._check_finite(metrics, batch, "cold_start.label_learning_rate")
         terms = [score(episode, self.config.reward) for episode in episodes]
         metrics.update(figures(episodes, terms, self.a.engine.names))

@@ -56,6 +56,14 @@ def test_private_units_are_shown_on_demand() -> None:
     assert lines[5] == "  hint         at vera stone clinic, since 1984-03-05"
 
 
+def test_where_the_right_answer_is_not_known_nothing_is_graded() -> None:
+    text = describe(EPISODE, TERMS, show_private=True, is_graded=False)
+    assert "gold" not in text and "reward" not in text and " em " not in text
+    graded = describe(EPISODE, TERMS, show_private=True).splitlines()
+    assert text.splitlines()[:-1] == [line for line in graded[:-1] if not line.startswith("gold")]
+    assert text.splitlines()[-1].startswith("status ANSWERED  asks 2  leaked ")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

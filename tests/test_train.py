@@ -405,7 +405,10 @@ def test_a_loss_that_is_not_finite_stops_saves_the_batch_and_names_the_leaf(
 
     def poison(trainer: Trainer, step: int) -> bool:
         head = trainer.state.params["action_head"]
-        poisoned = jax.tree.map(lambda leaf: leaf * float("nan"), head)
+        poisoned = jax.tree.map(
+            lambda leaf: jax.device_put(np.full(leaf.shape, np.nan, leaf.dtype), leaf.sharding),
+            head,
+        )
         trainer.reference = {**trainer.reference, "action_head": poisoned}
         return False
 

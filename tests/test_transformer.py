@@ -282,8 +282,8 @@ def test_unknown_preset_names_the_fix() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv_heads": 3}, r"model\.heads=4 must be a multiple"),
-        ({"head_channels": 7}, r"model\.head_channels=7 must be even"),
+        ({"kv_heads": 3}, r"heads=4 must be a multiple"),
+        ({"head_channels": 7}, r"head_channels=7 must be even"),
     ],
 )
 def test_impossible_shapes_are_refused(change: dict, message: str) -> None:

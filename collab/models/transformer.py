@@ -59,11 +59,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}"
-            )
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         if self.head_channels % 2:
-            raise ValueError(f"model.head_channels={self.head_channels} must be even (pairs turn)")
+            raise ValueError(f"head_channels={self.head_channels} must be even (pairs turn)")
 
 
 def rope_frequencies(config: TransformerConfig) -> tuple[jax.Array, float]:

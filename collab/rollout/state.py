@@ -88,7 +88,7 @@ def legal_actions(
 ) -> Any:
     """bool [B, A], never empty: what may be chosen. Takes numpy as well as device arrays.
 
-    A request must follow a draft, and so must the answer, when `draft_first`; REPLY follows a
+    When `draft_first`, a request must follow a draft, and the first action is one. REPLY follows a
     CLARIFY; nothing may take the room of the answer, which is forced when all else is illegal.
     """
     action_A = np.arange(limits.actions)
