@@ -104,7 +104,7 @@ class Trainer:
         if restored is not None:
             self.state, self.reference = restored.state["learner"], restored.state["reference"]
             self.step = restored.host["step"]
-            self.constant_reward = restored.host["constant_reward"]
+            self.constant_reward = restored.host.get("constant_reward")
             _log.info("resumed at step %d of %d", self.step, self.total)
 
     def _stage(self, end: int, work: Callable[[], dict[str, float]], label: str = "") -> None:
