@@ -189,7 +189,7 @@ def test_only_our_own_lines_reach_the_terminal(trained: tuple[Path, str, str]) -
         r"(imitation|solve rate|policy gradient|evaluate [\w ,]+): \d+/\d+ \(\d+%\), .*",
         r"checkpoint step \d+ is on disk in .*",
         r"iteration \d+: .*",  # an alarm
-        r"(learned|slm_cot): Setting\(.*\), (trained|cold) weights",
+        r'(learned|slm_cot): \{"weights": "(trained|cold)", "kind": .*\}',
         r"compiled programs: \{.*\}",
     )
     lines = trained[2].splitlines()
@@ -400,7 +400,8 @@ def test_a_step_that_was_not_kept(trained: tuple[Path, str, str]) -> None:
     [
         ("model.preset", "small", "'tiny'"),
         ("tokenizer.vocabulary", 513, "512"),
-        ("requests", {"ask_hint": "Give a hint."}, "['ask_fact', 'ask_solve']"),
+        ("requests", {"ask_solve": "Solve it."}, "['ask_fact', 'ask_solve']"),
+        ("chain_request", "ask_fact", "'ask_solve'"),
         ("cold_start.steps", 1, "2"),
         ("seed", 1, "0"),
         ("task.world.people", 9, "8"),
