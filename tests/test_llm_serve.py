@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import requests
 
+import runs
 from collab.config import default_config, load_config
 from collab.llm import errors, make_backend, serve
 from collab.llm.client import Client
@@ -285,7 +286,10 @@ def test_the_command_serves_the_tasks_expert_until_interrupted(tmp_path: Path) -
     path.write_text(CONFIG)
     command = [sys.executable, "-m", "collab.llm.serve", f"--config={path}", "--port=0"]
     child = subprocess.Popen(
-        [*command, f"--data_dir={tmp_path}"], stderr=subprocess.PIPE, text=True
+        [*command, f"--data_dir={tmp_path}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=runs.heed_interrupts,
     )
     try:
         assert child.stderr is not None

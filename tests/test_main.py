@@ -205,7 +205,7 @@ def test_ctrl_c_is_one_line(trained: tuple[Path, str, str]) -> None:
     flags = [f"--config={folder / 'short.py'}", f"--workdir={folder / 'run'}", "--mode=ask"]
     child = subprocess.Popen(
         command(*flags), env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, preexec_fn=runs.heed_interrupts,
     )  # fmt: skip
     try:
         assert child.stdout is not None and child.stderr is not None
