@@ -187,9 +187,8 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def request_names(config: Any) -> tuple[str, ...]:
-    """Kinds of requests in the order of the head's actions: the config's, `chain_request` last."""
-    about_a_step = (name for name in config.requests if name != config.chain_request)
-    return (*about_a_step, config.chain_request)
+    """Kinds of requests in the order of the head's actions: by name, `chain_request` last."""
+    return (*sorted({*config.requests} - {config.chain_request}), config.chain_request)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

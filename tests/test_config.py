@@ -16,6 +16,7 @@ from collab.config import (
     load_config,
     near_matches,
     read_overrides,
+    request_names,
 )
 from collab.rules import AT_LEAST_ONE, POSITIVE, validate
 
@@ -329,3 +330,10 @@ def test_a_config_file_that_is_not_there_is_named(path: str) -> None:
     with pytest.raises(ValueError) as caught:
         load_config(path)
     assert str(caught.value) == f"--config={path}: there is no such file; configs/ holds some"
+
+
+def test_requests_stand_by_name_and_the_chain_request_last() -> None:
+    config = default_config()
+    config.requests = ml_collections.ConfigDict(dict.fromkeys(("b", "c", "a"), "Help."))
+    config.chain_request = "b"
+    assert request_names(config) == ("a", "c", "b")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import jax
 
 from collab.strategies import Boundary, LearnedRates, Setting, ask_where, without_requests
-from collab.types import FIRST_REQUEST_ID
 
 
 class Never:
@@ -27,7 +26,7 @@ class Never:
 
 
 class EveryHop:
-    """Ask about every drafted step, with the first request kind of the config."""
+    """Ask about every drafted step, with the best of the request kinds that are about one step."""
 
     mode = "rows"
     is_sampled = False
@@ -36,7 +35,7 @@ class EveryHop:
         return ask_where(boundary, boundary.is_drafted_B & ~boundary.is_draft_local_B)
 
     def settings(self, kinds: Sequence[int], learned: LearnedRates) -> Sequence[Setting]:
-        return [Setting(kind=FIRST_REQUEST_ID)]
+        return [Setting(kind=kind) for kind in kinds[:-1] or kinds]
 
 
 class Chain(EveryHop):
