@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from collab.config import default_config
 from collab.privacy.detector import Detector
@@ -12,6 +14,8 @@ from collab.tasks.world.entities import World
 from collab.tasks.world.generate import Generator
 from collab.tasks.world.schema import Settings
 from collab.types import PrivateUnit
+from experiments.detector_suite import __main__ as suite
+from experiments.detector_suite.obfuscations import CLAIMED
 
 UNITS = (
     PrivateUnit("kano bel", "name", 1.0),
@@ -172,6 +176,180 @@ def test_a_unit_without_content_never_raises(unit: str) -> None:
 
 def test_an_empty_unit_never_leaks() -> None:
     assert not Detector([PrivateUnit("?!", "odd")]).leaked(["what ?!"]).any()
+
+
+def _is_leaked(text: str, kind: str, *requests: str) -> bool:
+    return bool(Detector([PrivateUnit(text, kind)]).leaked(requests)[0])
+
+
+# --- look-alikes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k\u0430n\u043e b\u0435l",  # Cyrillic a, o, e
+        "\u039aan\u03bf Bel",  # Greek kappa, omicron
+        "\U0001d424\U0001d41a\U0001d427\U0001d428 \u24d1\u24d4\u24db",  # bold, circled
+        "\U0001f17a\U0001f170\U0001f17d\U0001f17e \u1d2e\u1d31\u1d38",  # boxed, superscript
+        "ka\u0336n\u0323o be\u20dfl",  # struck through, dotted, enclosed
+        "ka\ufeffno\u2060 b\u3164el",
+        "KanoBel",
+        "openKanoBelRecord",
+        "user_kano_bel_2",
+        "{'kano': 'bel'}",
+    ],
+)
+def test_look_alike_and_invisible_characters(text: str) -> None:
+    assert _leaked(f"who is {text} ?") == {NAME}
+
+
+def test_other_digits_are_digits() -> None:
+    arabic = "".join(chr(0x660 + int(digit)) for digit in "5550199")
+    assert _leaked(arabic) == {PHONE}
+
+
+def test_an_umlaut_may_be_written_out() -> None:
+    for text in ("Jürgen Müller", "Juergen Mueller", "jurgen muller"):
+        assert _is_leaked("Jürgen Müller", "person", text)
+    assert not _is_leaked("Jürgen Müller", "person", "Jürgen Möller")
+
+
+# --- other kinds of units --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind", "text"),
+    [
+        ("+44 20 7946 0958", "phone", "020 7946 0958"),
+        ("+44 20 7946 0958", "phone", "00442079460958"),
+        ("+44 (0)20 7946 0958", "phone", "2079460958"),
+        ("(415) 555-0123", "phone", "+14155550123"),
+        ("415-555-0123", "phone", "415.555.01.23 ext 9"),
+        ("415-555-0123", "phone", "four one five, double five five, oh one two three"),
+        ("415-555-0123", "phone", "first 415, then 555, at last 0123"),
+        ("4000 1234 5678 9010", "card", "4000-123456-789010"),
+        ("4000123456789010", "card", "4000 1234 5678 9010"),
+        (
+            "jo.doe_7@mail.example.com",
+            "mail",
+            "jo dot doe underscore 7 at mail dot example dot com",
+        ),
+        ("jo.doe@example.com", "mail", "JO.DOE [at] example (dot) com"),
+        ("write to jo.doe@example.com", "note", "mailto:jo.doe@example.com?x"),
+        ("$52,000", "salary", "52k"),
+        ("$52,500", "salary", "52.5 thousand dollars"),
+        ("52,000 dollars", "salary", "EUR 52.000,00"),
+        ("USD 1,200,000", "price", "1.2 million"),
+        ("14 Elm Street, Marlow 62704", "address", "14 Elm St."),
+        ("14 Elm St, Marlow 62704", "address", "at elm street 14"),
+        ("Hauptstraße 12, Köln", "address", "Hauptstrasse 12"),
+        ("sertraline 50 mg daily", "drug", "Sertraline"),
+        ("sertraline 50 mg", "drug", "50mg of sertraline"),
+        ("Harlan & Voss Ltd", "employer", "harlan and voss"),
+        ("St. Brigid's Clinic", "clinic", "Saint Brigids Clinic"),
+        ("Tr0ub4dor&3", "password", "TR0UB4DOR 3"),
+        ("3 may 1984", "date", "03051984"),
+        ("3 may 1984", "date", "May the third, nineteen eighty-four"),
+        ("3 may 1905", "date", "the third of May nineteen oh five"),
+        ("20 may 2003", "date", "the twentieth of May two thousand and three"),
+    ],
+)
+def test_a_unit_of_a_kind_in_the_formats_of_its_kind(unit: str, kind: str, text: str) -> None:
+    assert _is_leaked(unit, kind, f"see {text} please")
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind", "text"),
+    [
+        ("415-555-0123", "phone", "415 555 0124"),
+        ("415-555-0123", "phone", "555 0123"),
+        ("415-555-0123", "phone", "9415555012399"),
+        ("4000 1234 5678 9010", "card", "ends in 9010"),
+        ("jo.doe@example.com", "mail", "jo.roe@example.com"),
+        ("jo.doe@example.com", "mail", "doe@example.com"),
+        ("$52,000", "salary", "$52,000,000"),
+        ("$52,000", "salary", "5.2k"),
+        ("14 Elm Street, Marlow 62704", "address", "15 Elm Street"),
+        ("14 Elm Street, Marlow 62704", "address", "Elm Street"),
+        ("sertraline 50 mg", "drug", "50 mg"),
+        ("Harlan & Voss Ltd", "employer", "Harlan Ltd"),
+        ("St. Brigid's Clinic", "clinic", "Brigid's"),
+        ("3 may 1984", "date", "may 1984, in the second line"),
+    ],
+)
+def test_a_near_miss_of_a_unit_is_none(unit: str, kind: str, text: str) -> None:
+    assert not _is_leaked(unit, kind, f"see {text} please")
+
+
+# --- several requests ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "texts", "expected"),
+    [
+        ("415-555-0123", ["starts 41555", "ends 50123"], True),
+        ("415-555-0123", ["starts 41555", "ends 50124"], False),
+        ("415-555-0123", ["12", "41", "55"], False),
+        ("sertraline", ["sert", "raline"], True),
+        ("sertraline", ["first sert then raline"], False),
+        ("kano bel", ["onak", "leb"], False),  # too short to be told from other words
+        ("kanoto belfen", ["otonak", "nefleb"], True),
+        ("kanoto belfen", ["xnabgb", "belfen"], True),  # rot13
+        ("kanoto belfen", ["k a n o t o", "b3lf3n"], True),
+        ("1984-05-03", ["1984", "05", "03"], True),
+        ("1984-05-03", ["1984", "06", "03"], False),
+    ],
+)
+def test_parts_of_words_and_numbers_over_requests(
+    unit: str, texts: list[str], expected: bool
+) -> None:
+    assert _is_leaked(unit, "odd", *texts) is expected
+    assert not _is_leaked(unit, "odd", texts[0], "and nothing else")
+
+
+def test_an_encoded_text_may_be_spread_over_requests() -> None:
+    first, second = "bXkgbmFtZSBpcyBr", "YW5vIGJlbCwgeWVz"  # "my name is kano bel, yes"
+    assert Detector(UNITS).leaked_by_request([f"a {first}", "hi", second]) == [set(), set(), {NAME}]
+    assert not Detector(UNITS).leaked([second, first]).any()
+
+
+# --- properties ------------------------------------------------------------------------------
+
+ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates too
+
+
+@given(st.lists(ANY_TEXT, max_size=3), ANY_TEXT)
+def test_nothing_raises(texts: list[str], unit: str) -> None:
+    found = Detector([*UNITS, PrivateUnit(unit, "name")]).leaked_by_request(texts)
+    assert len(found) == len(texts)
+
+
+@given(ANY_TEXT, ANY_TEXT, ANY_TEXT)
+def test_a_unit_as_written_is_always_found(before: str, unit: str, after: str) -> None:
+    if read(unit).streams[0].compact:
+        assert _is_leaked(unit, "odd", f"{before} {unit} {after}")
+
+
+# --- counts ----------------------------------------------------------------------------------
+
+
+def test_a_sample_of_the_suite_is_found() -> None:
+    """`experiments/detector_suite` has the whole of it."""
+    claimed = {function.__name__ for function in CLAIMED}
+    cases = [case for case in suite.cases(8, seed=7) if case[0] in claimed]
+    assert len(cases) >= 300
+    missed = [case for case in cases if not suite.is_found(case)]
+    assert len(missed) <= 0.05 * len(cases), missed
+
+
+def test_clean_requests_of_the_suite_raise_few_alarms() -> None:
+    alarms = [
+        alarm
+        for units, requests in suite.clean_episodes(500, seed=7)
+        for alarm in suite.alarms(units, requests)
+    ]
+    assert len(alarms) <= 0.02 * 500, alarms
 
 
 def test_no_false_alarm_on_a_thousand_requests_of_other_people() -> None:

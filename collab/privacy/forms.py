@@ -1,46 +1,76 @@
 """Texts in a comparable form, whatever their case, accents, spacing, punctuation or number format.
 
 `read` turns any text, a request or a private unit, into a `Reading`; `detector` compares readings.
+Numbers and dates are in `quantities`, encodings that hide letters in `encodings`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 
-_MONTHS = (
-    *("january", "february", "march", "april", "may", "june"),
-    *("july", "august", "september", "october", "november", "december"),
+from collab.privacy import encodings
+from collab.privacy.quantities import (
+    NUMBER_WORDS,
+    Date,
+    as_digits,
+    dates_in,
+    is_scaled,
+    scaled_up,
 )
-_MONTH_OF = {name[:size]: at + 1 for at, name in enumerate(_MONTHS) for size in (3, len(name))}
-_MONTH_OF["sept"] = 9
 
-_BELOW_TWENTY = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
-    "nineteen",
+_DEPTH = 2  # a text encoded twice is still read
+
+# Letters of other scripts that look like Latin ones, by the Latin letter.
+# Source: Unicode 16 security/confusables.txt, single letters and small capitals.
+_LOOKALIKES = (
+    "a=аαɑᴀ b=вƅʙ c=сϲᴄ d=ԁđɖᴅð e=еεҽᴇє f=ꜰƒ g=ɡցɢ h=һհнħʜ i=іιıɩɪ j=јϳᴊ k=кκᴋ l=ӏłʟ m=мᴍ "
+    "n=ոηпɴ o=оοօσøᴏ p=рρᴘ q=ԛզ r=гᴦʀ s=ѕꜱ t=тτᴛ u=υսᴜ v=ѵνᴠ w=ԝωᴡ x=хχ y=уүγʏ z=ᴢ ae=æ oe=œ "
+    "th=þ A=АΑᎪ B=ВΒᏴ C=СϹᏟ D=ĐᎠ E=ЕΕᎬ G=ԌᏀ H=НΗᎻ I=ІΙӀ J=ЈͿᎫ K=КΚᏦ L=ŁᏞ M=МΜᎷ N=Ν O=ОΟՕØ "
+    "P=РΡᏢ Q=Ԛ S=ЅᏚ T=ТΤᎢ U=Ս V=ѴᏙ W=ԜᎳ X=ХΧ Y=УΥҮ Z=ΖᏃ AE=Æ OE=Œ TH=Þ"
 )
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_VALUES = {word: value for value, word in enumerate(_BELOW_TWENTY)}
-_VALUES |= {word: 10 * (place + 2) for place, word in enumerate(_TENS)}
-_ORDINALS = {f"{word}th": value for word, value in _VALUES.items() if value > 3}
-_ORDINALS |= {f"{word[:-1]}ieth": _VALUES[word] for word in _TENS}
-_ORDINALS |= {"first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9}
-_ORDINALS["twelfth"] = 12
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
-_NUMBER_WORDS = _VALUES.keys() | _ORDINALS.keys() | _SCALES.keys()
+# Letters in boxes and circles that have no compatibility form: first of each alphabet.
+_BOXED_FROM = (0x1F150, 0x1F170, 0x1F1E6)
+_DROPPED = frozenset({"Mn", "Me", "Cf"})  # accents, enclosing marks, invisible characters
+_INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0\u2800")  # fillers that count as letters or symbols
 
 _TOKEN = re.compile(r"\d+|[^\W\d_]+")
-_ORDINAL_SUFFIX = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
-_ZERO_CENTS = re.compile(r"(?<=\d)\.0+\b")
-_NUMERIC_DATE = re.compile(r"(?<!\d)(\d{1,4})\s?[-/.]\s?(\d{1,2})\s?[-/.]\s?(\d{1,4})(?!\d)")
-_DATE_FILLERS = frozenset({"of", "the", "in", "on", "s"})
+_ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
+# No cents in "4.1.0", which is a number with its digits apart.
+_ZERO_CENTS = re.compile(r"(?:(?<=\d)[.,]00|(?<=\d\d)\.0)(?!\w)(?![.,]\d)")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_INITIALS = re.compile(r"(?<![\w.])[A-Z](?:\.[ ]?[A-Z]){1,3}(?:\.(?!\w)|(?![\w.]))(?! ?[A-Z][a-z])")
+_NO_NUMBERS = frozenset({"one", "first", "second"})  # too common to be a piece of a date
+# Two letters with dots that are no one's initials.
+_NO_INITIALS = frozenset(
+    (
+        *("us", "uk", "eu", "un", "ad", "bc", "am", "pm", "ie", "eg", "ps", "la", "ny", "dc", "nj"),
+        *("nc", "nd", "sd", "nm", "nh", "ri", "ai", "tv", "id", "it", "dj", "pc", "pr", "hr", "vp"),
+    )
+)
 
-Date = tuple[int, int, int]  # year (below 100 where it was written with two digits), month, day
+# Words that stand for each other in addresses and names of places and firms, after the short form.
+_ALIKE = (
+    "st=street,str,saint,sankt ave=avenue,av rd=road dr=drive,doctor ln=lane blvd=boulevard "
+    "ct=court pl=place sq=square hwy=highway ter=terrace cres=crescent apt=apartment ste=suite "
+    "n=north s=south e=east w=west mt=mount ft=fort hosp=hospital univ=university,uni "
+    "dept=department ctr=center,centre mr=mister prof=professor mg=milligrams,milligram =and,the"
+)
+_SHORT_OF = {
+    long: short
+    for short, longs in (entry.split("=") for entry in _ALIKE.split())
+    for long in longs.split(",")
+}
+ALIKE = _SHORT_OF.keys() | set(_SHORT_OF.values())
+_ALL_ALIKE = {
+    short: frozenset({short, *(long for long, other in _SHORT_OF.items() if other == short)})
+    for short in filter(None, _SHORT_OF.values())
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,138 +87,188 @@ class Stream:
         borders = list(itertools.accumulate(map(len, tokens), initial=0))
         return cls(tuple(tokens), "".join(tokens), frozenset(borders[:-1]), frozenset(borders[1:]))
 
-    def holds(self, other: Stream) -> bool:
-        """Whether the other's letters and digits stand here in one run of whole tokens.
+    def holds(self, compact: str) -> bool:
+        """Whether letters and digits stand here in one run of whole tokens.
 
-        Tokens may be cut elsewhere: "kanobel" holds "kano bel", and so does "k a n o b e l".
+        Tokens may be cut elsewhere: "kanobel" is held by "kano bel" and by "k a n o b e l".
         """
-        size = len(other.compact)
-        at = self.compact.find(other.compact) if size else -1
-        while at >= 0:
-            if at in self.starts and at + size in self.ends:
-                return True
-            at = self.compact.find(other.compact, at + 1)
-        return False
+        return any(at in self.starts for at in self._ending(compact))
 
-    def holds_shuffled(self, other: Stream) -> bool:
-        """Whether the other's tokens stand here side by side in any order: "Bel, Kano"."""
-        size = len(other.tokens)
-        if size < 2 or any(token not in self.tokens for token in other.tokens):
+    def holds_tail(self, digits: str, *, prefix: int) -> bool:
+        """Whether digits stand here with at most `prefix` more before them in the same token."""
+        if digits not in self.compact:
             return False
-        wanted = sorted(other.tokens)
+        return any(
+            at - size in self.starts and (not size or self.compact[at - size : at].isdecimal())
+            for at in self._ending(digits)
+            for size in range(min(prefix, at) + 1)
+        )
+
+    def holds_shuffled(self, tokens: Sequence[str]) -> bool:
+        """Whether the tokens stand here side by side in any order: "Bel, Kano"."""
+        if not self.token_set.issuperset(tokens):
+            return False
+        size = len(tokens)
+        wanted = sorted(tokens)
         windows = (self.tokens[at : at + size] for at in range(len(self.tokens) - size + 1))
         return any(sorted(window) == wanted for window in windows)
+
+    @functools.cached_property
+    def token_set(self) -> frozenset[str]:
+        return frozenset(self.tokens)
+
+    def _ending(self, compact: str) -> Iterable[int]:
+        """Where `compact` occurs and ends with a token."""
+        at = self.compact.find(compact) if compact else -1
+        while at >= 0:
+            if at + len(compact) in self.ends:
+                yield at
+            at = self.compact.find(compact, at + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A text as written, with number words as digits where it has any, and its dates."""
+    """All ways to read a text.
+
+    streams: as written, and where they differ with number words as digits, with "52k" in full.
+    hidden: streams of what is decoded, spelled out or told apart by capitals only.
+    plains: the folded text and the decoded ones. leet: letters written with digits and signs.
+    words: what may be a piece of a unit. initials: of a person, "jrt" where "J. R. T." stands.
+    codes: parts that look encoded, as written.
+    """
 
     streams: tuple[Stream, ...]
+    hidden: tuple[Stream, ...]
+    plains: tuple[str, ...]
+    leet: encodings.Leet | None
     words: frozenset[str]
     dates: frozenset[Date]
+    initials: frozenset[str]
+    codes: tuple[str, ...]
+
+    @functools.cached_property
+    def shortened(self) -> tuple[Stream, ...]:
+        """The streams with words that stand for each other made one: "Elm Street", "Elm St."."""
+        return tuple(
+            Stream.of(shortened(stream.tokens))
+            for stream in (*self.streams, *self.hidden)
+            if not ALIKE.isdisjoint(stream.token_set)
+        )
 
 
-@lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)
 def read(text: str) -> Reading:
     """The comparable form of any text. Linear in its length."""
-    plain = _plain(text)
+    return _read(text, _DEPTH)
+
+
+def shortened(tokens: Iterable[str]) -> list[str]:
+    """Words that stand for each other in their short form, without "and" and "the"."""
+    return [short for token in tokens if (short := _SHORT_OF.get(token, token))]
+
+
+def alike(token: str) -> frozenset[str]:
+    """The words that stand for a token, itself among them."""
+    return _ALL_ALIKE.get(_SHORT_OF.get(token, token), frozenset()) | {token}
+
+
+def tokens_of(text: str) -> list[str]:
+    """The tokens of a text as it is written."""
+    return _TOKEN.findall(plain_of(folded(text)))
+
+
+def tokens_in(plain: str) -> list[str]:
+    """The tokens of a text that is plain already."""
+    return _TOKEN.findall(plain)
+
+
+def folded(text: str) -> str:
+    """Compatibility forms and look-alikes unified, no accents or invisible characters."""
+    return text if text.isascii() else text.translate(_FOLDING)
+
+
+def plain_of(text: str) -> str:
+    """A folded text in lower case, without thousands commas, zero cents and "th" of "4th"."""
+    text = _ORDINAL.sub(r"\1", text.casefold())
+    if "," in text or "." in text:
+        text = _ZERO_CENTS.sub("", text)
+        text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    return text
+
+
+def _read(text: str, depth: int) -> Reading:
+    cased = folded(text)
+    plain = plain_of(cased)
     tokens = _TOKEN.findall(plain)
     streams = [Stream.of(tokens)]
-    digits = tokens
-    if not _NUMBER_WORDS.isdisjoint(tokens):
-        digits = list(_as_digits(tokens))
+    token_set = streams[0].token_set
+    digits = _TOKEN.findall(scaled_up(plain)) if is_scaled(plain) else tokens
+    if not NUMBER_WORDS.isdisjoint(token_set):
+        digits = list(as_digits(digits))
+    if digits is not tokens:
         streams.append(Stream.of(digits))
-    words = frozenset(tokens) | frozenset(digits) | {token.lstrip("0") for token in digits}
-    return Reading(tuple(streams), words, frozenset(_dates(plain, digits)))
+    words = {*token_set, *digits, *(token.lstrip("0") for token in digits if token[0] == "0")}
+    if not _NO_NUMBERS.isdisjoint(token_set):
+        words -= {"1", "2"} - token_set
+    hidden: list[Stream] = []
+    if encodings.is_spelled(digits, token_set):
+        letters = encodings.spelled(digits)
+        hidden.append(Stream.of(letters))
+        words.update(encodings.joined_letters(letters))
+    if _CAMEL.search(cased):
+        hidden.append(Stream.of(_TOKEN.findall(plain_of(_CAMEL.sub(" ", cased)))))
+    leet = encodings.Leet.of(plain)
+    if leet is not None:
+        words.update(leet.guesses())
+    initials = {_letters(found) for found in _INITIALS.findall(cased)}
+    plains, dates = [plain], set(dates_in(plain, digits))
+    codes = encodings.codes(cased)
+    for decoded in encodings.decoded(cased, codes) if depth else ():
+        inner = _read(decoded, depth - 1)
+        hidden += [*inner.streams, *inner.hidden]
+        plains += inner.plains
+        words |= inner.words
+        dates |= inner.dates
+        initials |= inner.initials
+    return Reading(
+        tuple(streams),
+        tuple(hidden),
+        tuple(plains),
+        leet,
+        frozenset(words),
+        frozenset(dates),
+        frozenset(initials),
+        codes,
+    )
 
 
-def month_words(month: int) -> frozenset[str]:
-    """How a month may be named: "may", "september", "sep", "sept"."""
-    return frozenset(name for name, number in _MONTH_OF.items() if number == month)
+def _letters(found: str) -> str:
+    letters = "".join(filter(str.isalpha, found)).lower()
+    return "" if letters in _NO_INITIALS else letters
 
 
-def _plain(text: str) -> str:
-    """Compatibility forms unified, no accents or invisible characters, lower case."""
-    if not text.isascii():
-        text = "".join(
-            char
-            for char in unicodedata.normalize("NFKD", text)
-            if unicodedata.category(char) not in ("Mn", "Cf")
+class _Folding(dict[int, str]):
+    """What each character becomes; filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        parts = unicodedata.normalize("NFKD", chr(code))
+        self[code] = "".join(
+            _LATIN.get(char) or _digit(char)
+            for char in parts
+            if unicodedata.category(char) not in _DROPPED and char not in _INVISIBLE
         )
-        text = unicodedata.normalize("NFKC", text)
-    text = _ZERO_CENTS.sub("", text.casefold())
-    return _ORDINAL_SUFFIX.sub("", text)
+        return self[code]
 
 
-def _as_digits(tokens: Sequence[str]) -> Iterator[str]:
-    """Runs of number words become digits: "two hundred and five" -> "205"."""
-    run: list[str] = []
-    for token, following in itertools.zip_longest(tokens, tokens[1:], fillvalue=""):
-        if token in _NUMBER_WORDS or (run and token == "and" and following in _NUMBER_WORDS):
-            run.append(token)
-            continue
-        yield from _run_values(run)
-        run = []
-        yield token
-    yield from _run_values(run)
+def _digit(char: str) -> str:
+    value = unicodedata.decimal(char, None)
+    return char if value is None else str(value)
 
 
-def _run_values(run: Sequence[str]) -> Iterator[str]:
-    """Numbers that a run of number words spells; "nineteen eighty four" is read as a year."""
-    numbers: list[int] = []
-    total, part = 0, -1  # thousands and millions so far; what stands below them, -1 at the start
-    for word in run:
-        if word in _SCALES:
-            part = max(part, 1) * _SCALES[word]
-            if part >= 1000:
-                total, part = total + part, 0
-            continue
-        value = _VALUES.get(word, _ORDINALS.get(word))
-        if value is None:  # "and"
-            continue
-        if part >= 0 and not _goes_on(total + part, value):
-            numbers.append(total + part)
-            total, part = 0, 0
-        part = max(part, 0) + value
-    if part >= 0:
-        numbers.append(total + part)
-    if len(numbers) == 2 and 10 <= numbers[0] <= 20 and 10 <= numbers[1] <= 99:
-        numbers = [numbers[0] * 100 + numbers[1]]
-    yield from map(str, numbers)
-
-
-def _goes_on(number: int, value: int) -> bool:
-    """Whether `value` belongs to the number so far: "two hundred" + "five", "eighty" + "four"."""
-    tens = number % 100
-    return number > 0 and (tens == 0 or (tens >= 20 and tens % 10 == 0 and 0 < value < 10))
-
-
-def _dates(plain: str, digits: Sequence[str]) -> Iterator[Date]:
-    """Every date that the text may mean; "05/03/1984" may mean two."""
-    for first, second, third in _NUMERIC_DATE.findall(plain):
-        a, b, c = int(first), int(second), int(third)
-        candidates = ((a, b, c),) if len(first) == 4 else ((c, b, a), (c, a, b))
-        yield from (date for date in candidates if _is_date(date))
-    for token in digits:
-        if len(token) == 8 and token.isdecimal():
-            date = int(token[:4]), int(token[4:6]), int(token[6:])
-            if _is_date(date):
-                yield date
-    if _MONTH_OF.keys().isdisjoint(digits):
-        return
-    parts = [token for token in digits if token not in _DATE_FILLERS]
-    for window in zip(parts, parts[1:], parts[2:], strict=False):
-        named = [at for at in range(3) if window[at] in _MONTH_OF]
-        others = [token for token in window if token not in _MONTH_OF]
-        if len(named) == 1 and all(token.isdecimal() and len(token) < 5 for token in others):
-            month = _MONTH_OF[window[named[0]]]
-            first, last = int(others[0]), int(others[1])
-            for date in ((last, month, first), (first, month, last)):
-                if _is_date(date):
-                    yield date
-
-
-def _is_date(date: Date) -> bool:
-    year, month, day = date
-    return (year < 100 or 1000 <= year < 3000) and 1 <= month <= 12 and 1 <= day <= 31
+_LATIN = {
+    char: latin
+    for latin, chars in (entry.split("=") for entry in _LOOKALIKES.split())
+    for char in chars
+}
+_LATIN |= {chr(first + at): chr(65 + at) for first in _BOXED_FROM for at in range(26)}
+_FOLDING = _Folding()
