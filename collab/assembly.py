@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,13 @@ from collab import sharding, tasks, tokenizers
 from collab.config import request_names
 from collab.llm import Backend, make_backend
 from collab.llm.client import Client
+from collab.llm.replay import ReplayBackend
+from collab.llm.replay_store import ReplayStore
 from collab.models import weights
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
+from collab.privacy.audit import AuditLog
+from collab.privacy.gate import Gate
 from collab.rollout.engine import Engine
 from collab.rollout.state import FEATURES
 from collab.types import Feedback, HelpRequest, Params, Task, TeachableTask, action_names
@@ -34,6 +39,7 @@ class Assembly:
     policy: Policy
     backend: Backend
     client: Client
+    gate: Gate
     engine: Engine
     helpers: dict[str, float]  # name -> weight, drawn per problem
 
@@ -44,6 +50,11 @@ class Assembly:
             return "mixed"
         return next(iter(self.helpers)) or self.config.llm.model or self.config.llm.backend
 
+    def close(self) -> None:
+        """End the help: connections, files of replies, the audit log."""
+        self.client.close()
+        self.gate.close()
+
     def draw_helpers(self, count: int, rng: np.random.Generator) -> list[str]:
         """A helper for each of `count` problems."""
         names, weight = list(self.helpers), np.array(list(self.helpers.values()))
@@ -52,10 +63,13 @@ class Assembly:
     def teacher(self) -> Callable[[HelpRequest], Feedback]:
         """Who answers in synthesised traces, free of charge: the scripted expert."""
         llm = self.config.llm.copy_and_resolve_references()
-        llm.usd_limit = 0.0
+        llm.update({"requests_per_minute": 0, "tokens_per_minute": 0})
+        for limits in llm.budget.values():
+            limits.update({"usd": 0.0, "requests": 0, "tokens": 0})
         backend = make_backend("scripted", llm, knowledge=self.task.knowledge, seed=0)
         client = Client(backend, llm, self.config.requests)
-        return lambda request: client.submit(request).result()
+        gate = Gate("off")  # it is in this process
+        return lambda request: client.submit(gate.screen(request, ())).result()
 
     def param_shapes(self) -> Params:
         """The parameter tree with shapes and dtypes instead of arrays."""
@@ -93,6 +107,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
     backend = make_backend(
         config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
     )
+    backend = _replayed(backend, config, folder)
     if jax.process_count() > 1 and not backend.is_local:
         raise ValueError(
             f"llm.backend={config.llm.backend!r}: several processes would each send every request; "
@@ -100,6 +115,10 @@ def assemble(config: Any, workdir: str) -> Assembly:
         )
     backend.check()
     client = Client(backend, config.llm, config.requests)
+    audit = None
+    if not backend.is_local and config.privacy.gate != "off":
+        audit = AuditLog(folder / "audit.jsonl", where=config.llm.base_url)
+    gate = Gate(config.privacy.gate, audit)
     policy = Policy(
         transformer_config(config.model, tokenizer.size), len(action_names(request_names(config)))
     )
@@ -120,8 +139,27 @@ def assemble(config: Any, workdir: str) -> Assembly:
         policy=policy,
         backend=backend,
         client=client,
-        engine=Engine(policy, tokenizer, client, config, mesh),
+        gate=gate,
+        engine=Engine(policy, tokenizer, client, config, mesh, gate),
         helpers=helpers,
+    )
+
+
+def _replayed(backend: Backend, config: Any, folder: pathlib.Path) -> Backend:
+    """The backend behind the file of replies that `llm.replay` asks for."""
+    llm = config.llm
+    if llm.replay == "off":
+        return backend
+    store = ReplayStore(llm.replay_file or folder / "replay.sqlite", create=llm.replay != "replay")
+    return ReplayBackend(
+        backend,
+        store,
+        llm.replay,
+        backend_name=llm.backend,
+        model=llm.model,
+        temperature=llm.temperature,
+        secret=os.environ.get(llm.api_key_env, "").strip() if llm.api_key_env else "",
+        joins=not llm.hedge_after_s,  # a hedge is a second request on purpose
     )
 
 

@@ -82,15 +82,30 @@ def default_config() -> ml_collections.ConfigDict:
                 "api_key_env": "OPENAI_API_KEY",  # variable that holds the key; never the key
                 "share": "request",  # what the LLM sees: request, question or all (+ notes)
                 "concurrency": 64,  # requests in flight
-                "deadline_s": 30.0,  # for one request, retries included
+                "deadline_s": 30.0,  # for one request from its turn on, retries included
+                "episode_deadline_s": 0.0,  # for all of an episode's, turns included; 0 = none
                 "retries": 3,
                 "backoff_s": 0.5,  # first pause, doubled each time, full jitter
+                "retry_budget": 100,  # retries in hand, for all requests; 0 = as many as they like
+                "retry_refill": 0.5,  # retries that each reply earns
+                "circuit_failures": 8,  # in a row, after which the helper seems down; 0 = never
+                "circuit_pause_s": 10.0,  # until one request tries again
+                "hedge_after_s": 0.0,  # without a reply, send it a second time; 0 = never
                 "reply_tokens": 64,  # completion limit asked of the server
                 "temperature": 0.0,
-                "usd_per_million_prompt_tokens": 0.25,
-                "usd_per_million_completion_tokens": 2.0,
-                "usd_limit": 0.0,  # once a process has spent this, no more help; 0 = no limit
-                "cache": True,  # identical requests are paid once in a run
+                "requests_per_minute": 0,  # sent at most, retries included; 0 = no limit
+                "tokens_per_minute": 0,  # prompt and completion
+                # dollars per million tokens: (model or helper, prompt, cached prompt, completion)
+                "prices": (("", 0.25, 0.25, 2.0),),  # "" = any other
+                "budget": {  # no more help once one of them is spent; 0 = no limit
+                    "run": {"usd": 0.0, "requests": 0, "tokens": 0},  # resumed or not
+                    "hour": {"usd": 0.0, "requests": 0, "tokens": 0},  # any 60 minutes
+                    "episode": {"usd": 0.0, "requests": 0, "tokens": 0},
+                },
+                "cache": True,  # identical requests are paid once in a process
+                # a file of replies: off, record, replay, replay_or_call (resume without paying)
+                "replay": "off",
+                "replay_file": "",  # "" = <workdir>/replay.sqlite
                 # helpers of the scripted expert: one is drawn per episode
                 "helpers": {
                     "one_hop": {"hops": 1, "weight": 1.0},
@@ -106,6 +121,10 @@ def default_config() -> ml_collections.ConfigDict:
                     "latency_sigma": 0.0,  # of its log-normal spread
                     "weight": 1.0,
                 },
+            },
+            "privacy": {
+                # between policy and network: off, observe (note what leaves), mask, block
+                "gate": "observe",
             },
             "reward": {
                 "quality": "em",  # em or f1

@@ -16,6 +16,7 @@ import numpy as np
 
 from collab import strategies
 from collab.assembly import Assembly
+from collab.privacy.gate import restored
 from collab.progress import progress
 from collab.report import Outcome
 from collab.rewards import Terms, score
@@ -198,17 +199,20 @@ class Evaluator:
             )
             for problem, helper in zip(problems, helpers, strict=True)
         ]
-        futures = [self.a.client.submit(request) for request in requests]
+        screened = [
+            self.a.gate.screen(request, problem.units)
+            for request, problem in zip(requests, problems, strict=True)
+        ]
+        futures = [self.a.client.submit(each) for each in screened]
         trace = empty_trace(len(self.a.engine.names))
         episodes = []
-        for problem, helper, request, future in zip(
-            problems, helpers, requests, futures, strict=True
-        ):
+        for problem, helper, left, future in zip(problems, helpers, screened, futures, strict=True):
             reply = future.result()
+            reply = dataclasses.replace(reply, text=restored(reply.text, left.placeholders))
             on_done(1)
             answer = reply.text.split(" = ")[-1].strip()
             segments = (
-                Segment(kind, request.text, 1.0, feedback=reply),
+                Segment(kind, left.sent, 1.0, feedback=reply),
                 Segment(ANSWER, answer, 1.0),
             )
             status = Status.ANSWERED if answer else Status.NO_ANSWER

@@ -62,12 +62,15 @@ AT_LEAST_ONE = (
 POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
+    "llm.retry_refill",
 )  # fmt: skip
 ONE_OF = {
     "reward.quality": ("em", "f1"),
     "llm.share": ("request", "question", "all"),
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
+    "llm.replay": ("off", "record", "replay", "replay_or_call"),
+    "privacy.gate": ("off", "observe", "mask", "block"),
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
 
@@ -136,10 +139,33 @@ def _check_help(config: Any) -> None:
         not weights or sum(weights) > 0,
         "every row of llm.helpers has weight 0, so none can be drawn; try weight=1.0",
     )
+    _require(
+        llm.hedge_after_s == 0 or llm.hedge_after_s < llm.deadline_s,
+        f"llm.hedge_after_s={llm.hedge_after_s} must be below llm.deadline_s={llm.deadline_s}; "
+        f"try llm.hedge_after_s={llm.deadline_s / 4:g}, or 0 for no second request",
+    )
+    _check_prices(llm.prices)
     _require(  # the config is written to disk
         "@" not in llm.base_url,
         "llm.base_url must hold no user or password; put the key into the variable that "
         "llm.api_key_env names",
+    )
+
+
+def _check_prices(prices: Any) -> None:
+    is_right = all(
+        isinstance(row, tuple | list)
+        and len(row) == 4
+        and isinstance(row[0], str)
+        and all(type(price) in (int, float) and 0 <= price < math.inf for price in row[1:])
+        for row in prices
+    )
+    names = [row[0] for row in prices] if is_right else []
+    _require(
+        is_right and "" in names and len(set(names)) == len(names),
+        f"llm.prices={tuple(prices)} must hold rows (model or helper, prompt, cached prompt, "
+        "completion) in dollars per million tokens, each name once, '' among them; try "
+        "llm.prices=\"(('', 0.25, 0.25, 2.0),)\"",
     )
 
 

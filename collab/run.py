@@ -72,7 +72,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     stop = install_signal_handlers()
     try:
         assembly = assemble(config, workdir)
-        with contextlib.closing(assembly.client):
+        with contextlib.closing(assembly):
             trainer = _trained(assembly, stop)
             if trainer.was_stopped:
                 _log.info("stopped at step %d of %d; the same command goes on", trainer.step,
@@ -109,7 +109,7 @@ def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
     """Evaluate the newest (or given) checkpoint of this run, or of another run's folder."""
     started, commit = time.monotonic(), report.git_commit()
     assembly, params, reference = _restored(config, workdir, checkpoint)
-    with contextlib.closing(assembly.client):
+    with contextlib.closing(assembly):
         evaluation = Evaluator(assembly, params, reference).run()
     _publish(assembly, evaluation, commit, time.monotonic() - started)
 
@@ -125,7 +125,7 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
     print("notes on one line (private, may be empty), then questions; an empty question ends.")
     notes = _typed("notes: ")
     count = 0
-    with contextlib.closing(assembly.client):
+    with contextlib.closing(assembly):
         while question := _typed("question: "):
             problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
             job = Job(problem, (config.seed, count, 0), helper=next(iter(assembly.helpers)))

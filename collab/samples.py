@@ -39,8 +39,8 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool, is_graded: b
     for segment in episode.segments:
         cut = " [cut]" if segment.is_cut else ""
         lines.append(f"{segment.action:<9} {segment.probability:4.2f}  {shown(segment.text)}{cut}")
-        if segment.sent.strip() not in ("", segment.text):
-            lines.append(f"  sent          {shown(segment.sent)}")
+        if segment.sent is not None and segment.sent.strip() != segment.text:
+            lines.append(f"  sent          {shown(segment.sent) or 'nothing'}")
         if segment.feedback is not None:
             reply = segment.feedback
             why = f" ({reply.failure})" if reply.failure else ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,6 +105,8 @@ class Trainer:
             self.state, self.reference = restored.state["learner"], restored.state["reference"]
             self.step = restored.host["step"]
             self.constant_reward = restored.host.get("constant_reward")
+            if "spend" in restored.host:  # not in a run that is older than the record
+                self.a.client.restore_spend(restored.host["spend"])
             _log.info("resumed at step %d of %d", self.step, self.total)
 
     def _stage(self, end: int, work: Callable[[], dict[str, float]], label: str = "") -> None:
@@ -120,7 +122,7 @@ class Trainer:
                 metrics = work()
                 self.step += 1
                 if line:
-                    line.update(1, **{key: metrics[key] for key in SHOWN if key in metrics})
+                    line.update(1, **shown(metrics))
                 if self._is_stopped():
                     break
                 if self._is_save_due(self.step):
@@ -139,7 +141,11 @@ class Trainer:
 
     def _save(self, metric: float | None) -> None:
         state = {"learner": self.state, "reference": self.reference}
-        host = {"step": self.step, "constant_reward": self.constant_reward}
+        host = {
+            "step": self.step,
+            "constant_reward": self.constant_reward,
+            "spend": self.a.client.spend_state(),
+        }
         self.checkpointer.save(self.step, state, host=host, metric=metric)
 
     def _rng(self, stream: int, index: int) -> np.random.Generator:
@@ -378,4 +384,12 @@ def longest_at(step: int, curriculum: Sequence[tuple[int, int]]) -> int:
     return 0
 
 
-SHOWN = ("loss", "token_loss", "reward", "em", "asks", "leak")  # on the progress line
+def shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What of a step's metrics stands on the progress line; dollars once there are any."""
+    figures = {key: metrics[key] for key in SHOWN if key in metrics}
+    if metrics.get("client/usd"):
+        figures["spent_usd"] = metrics["client/usd"]
+    return figures
+
+
+SHOWN = ("loss", "token_loss", "reward", "em", "asks", "leak")

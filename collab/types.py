@@ -225,7 +225,8 @@ class HelpRequest:
 class Segment:
     """One segment as people read it. probability: of the action, at its boundary.
 
-    sent: the whole text that left, where more left than the SLM wrote (`config.llm.share`).
+    sent: the text that left for a request, where it is not what the SLM wrote: `config.llm.share`
+    adds to it, the gate masks it or lets nothing leave ("").
     """
 
     action: str
@@ -233,7 +234,7 @@ class Segment:
     probability: float
     is_cut: bool = False  # ended by its length limit, not by the model
     feedback: Feedback | None = None
-    sent: str = ""
+    sent: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +274,11 @@ class Episode:
     def exchanges(self) -> tuple[Exchange, ...]:
         """Requests (REPLY among them) with the feedback each got, in order."""
         return tuple(
-            Exchange(segment.action, segment.sent or segment.text, segment.feedback)
+            Exchange(
+                segment.action,
+                segment.text if segment.sent is None else segment.sent,
+                segment.feedback,
+            )
             for segment in self.segments
             if segment.feedback is not None
         )

@@ -22,6 +22,7 @@ from collab.llm.serve import serving
 from collab.models import weights
 from collab.rollout.episodes import Job
 from collab.types import FeedbackKind, HelpRequest, Problem
+from fake_llm import passed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,7 +89,9 @@ def test_without_a_pool_there_is_one_nameless_helper(
     tiny_config.llm.helpers = ml_collections.ConfigDict()
     assembled = assemble(tiny_config, str(tmp_path))
     assert assembled.draw_helpers(3, np.random.default_rng(0)) == ["", "", ""]
-    reply = assembled.client.submit(HelpRequest("e", "ask_fact", "nonsense", helper="")).result()
+    reply = assembled.client.submit(
+        passed(HelpRequest("e", "ask_fact", "nonsense", helper=""))
+    ).result()
     assert reply.failure is None
 
 
@@ -159,7 +162,8 @@ def test_several_processes_need_a_helper_in_process(
 def test_the_teacher_does_not_spend_the_budget(
     tiny_config: ml_collections.ConfigDict, tmp_path: Path
 ) -> None:
-    tiny_config.llm.usd_limit = 1e-9
+    tiny_config.llm.budget.run.usd = 1e-9
+    tiny_config.llm.requests_per_minute = 1
     assembled = assemble(tiny_config, str(tmp_path))
     teacher = assembled.teacher()
     for text in ("one", "two", "three"):

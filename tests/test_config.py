@@ -26,6 +26,7 @@ SHARES = [path for path in NUMBERS if path.endswith("_share")] + [
     "cold_start.overshare",
     "cold_start.vague",
     "llm.scripted.error_rate",
+    "llm.retry_refill",
 ]
 
 
@@ -145,6 +146,22 @@ def test_shares_are_at_most_one(path: str) -> None:
             "llm.model is empty; name a model that the server at llm.base_url serves",
         ),
         (
+            {"llm.hedge_after_s": 30.0},
+            "llm.hedge_after_s=30.0 must be below llm.deadline_s=30.0; try llm.hedge_after_s=7.5",
+        ),
+        ({"llm.prices": ()}, "llm.prices=() must hold rows (model or helper, prompt, cached"),
+        *(
+            ({"llm.prices": wrong}, "'' among them; try llm.prices=\"(('', 0.25, 0.25, 2.0),)\"")
+            for wrong in (
+                (("m", 1.0, 1.0, 1.0),),
+                (("", 1.0, 1.0),),
+                (("", 1.0, 1.0, -1.0),),
+                (("", 1.0, 1.0, "2"),),
+                (("", 1.0, 1.0, 1.0), ("", 2.0, 2.0, 2.0)),
+                ("", 1.0, 1.0, 1.0),
+            )
+        ),
+        (
             {"llm.base_url": "http://me:secret@host/v1"},
             "llm.base_url must hold no user or password; put the key into the variable",
         ),
@@ -165,6 +182,7 @@ def test_each_rule_names_key_value_and_fix(changes: dict[str, Any], message: str
         {"rl.updates": 2, "rl.objective": "reinforce", "rl.iterations": 0},
         {"cold_start.steps": 0},
         {"rollout.rows": 96, "mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2},
+        {"llm.prices": (("", 0, 0, 0), ("gpt-9.1", 2.0, 0.5, 8.0))},
     ],
     ids=str,
 )
@@ -251,7 +269,8 @@ def test_near_matches_put_the_same_leaf_first() -> None:
         (
             "--config.requests.ask_hint=x",
             "config key 'requests.ask_hint' is unknown; did you mean requests.ask_fact or "
-            "requests.ask_solve?; a config file may add rows to requests",
+            "requests.ask_solve or llm.requests_per_minute?; a config file may add rows to "
+            "requests",
         ),
         ("--config.rl.iterations=abc", "rl.iterations='abc' must be of type int, such as its"),
         ("--config.rl.iterations=1e3", "rl.iterations='1e3' must be of type int"),

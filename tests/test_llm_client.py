@@ -3,76 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-import ml_collections
 import pytest
 
-from collab.config import default_config
-from collab.llm import Completion, Message, errors
-from collab.llm.client import DOWN_AFTER, METERS, Client
+from collab.llm import Completion, errors
+from collab.llm.client import Client
+from collab.llm.meters import METERS
+from collab.llm.sender import DOWN_AFTER
 from collab.types import Feedback, FeedbackKind, HelpRequest
-
-REQUESTS = {"ask_fact": "State it."}
-OK = Completion('{"kind": "hint", "text": "look"}', 1000, 100)
-Step = Completion | Exception | Callable[[], Completion]
-
-
-class Clock:
-    """Seconds that pass only when someone sleeps."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    def sleep(self, pause_s: float) -> None:
-        self.slept.append(pause_s)
-        self.now_s += pause_s
-
-
-class FakeBackend:
-    """Plays one step per call, the last for ever."""
-
-    helper_names: tuple[str, ...] = ("one",)
-
-    def __init__(self, *steps: Step, is_local: bool = True) -> None:
-        self.steps, self.is_local = list(steps), is_local
-        self.deadlines: list[float] = []
-        self.talks: list[Sequence[Message]] = []
-        self.is_closed = False
-
-    @property
-    def calls(self) -> int:
-        return len(self.talks)
-
-    def complete(
-        self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
-    ) -> Completion:
-        self.talks.append(messages)
-        self.deadlines.append(deadline_s)
-        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
-        if isinstance(step, Exception):
-            raise step
-        return step if isinstance(step, Completion) else step()
-
-    def check(self) -> None: ...
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-def llm_config(**changes: object) -> ml_collections.ConfigDict:
-    llm = default_config().llm
-    llm.update({"deadline_s": 30.0, "retries": 3, "backoff_s": 0.5, "cache": False, **changes})
-    return llm
-
-
-def request(text: str = "capital of Norway", helper: str = "one") -> HelpRequest:
-    return HelpRequest("e", "ask_fact", text, helper=helper)
+from fake_llm import OK, REQUESTS, Clock, FakeBackend, llm_config, passed, request
 
 
 def ask(
@@ -80,14 +20,14 @@ def ask(
 ) -> tuple[Client, Feedback]:
     clock = clock or Clock()
     client = Client(backend, llm_config(**changes), REQUESTS, clock=clock, sleep=clock.sleep)
-    return client, client.submit(request()).result(timeout=0)
+    return client, client.submit(passed(request())).result(timeout=0)
 
 
 def test_a_reply_is_typed_metered_and_priced() -> None:
     client, feedback = ask(FakeBackend(OK))
     assert feedback == Feedback(FeedbackKind.HINT, "look", 1000, 100, 450e-6, 0.0, "one", None)
     expected = dict.fromkeys(METERS, 0.0)
-    expected.update(requests=1, prompt_tokens=1000, completion_tokens=100, usd=450e-6)
+    expected.update(requests=1, sent=1, prompt_tokens=1000, completion_tokens=100, usd=450e-6)
     assert client.counters() == pytest.approx(expected)
 
 
@@ -163,10 +103,10 @@ def test_pauses_double_with_full_jitter() -> None:
     pauses = []
     for seed in range(40):
         clock = Clock()
-        llm = llm_config(deadline_s=1e6, retries=9)
+        llm = llm_config(deadline_s=1e6, retries=9, circuit_failures=0)
         backend = FakeBackend(errors.ServerFailed("x"))
         client = Client(backend, llm, REQUESTS, clock=clock, sleep=clock.sleep, seed=seed)
-        client.submit(request())
+        client.submit(passed(request()))
         pauses.append(clock.slept)
     bounds = [min(0.5 * 2**attempt, 30.0) for attempt in range(9)]
     for attempt, bound_s in enumerate(bounds):
@@ -212,7 +152,7 @@ def test_final_errors_in_a_row_put_the_helper_down_for_good() -> None:
     client = Client(backend, llm_config(retries=0), REQUESTS)
     seen = []
     for _ in range(8):
-        feedback = client.submit(request()).result(timeout=0)
+        feedback = client.submit(passed(request())).result(timeout=0)
         seen.append((feedback.failure, client.is_down))
     assert DOWN_AFTER == 3
     assert seen == [
@@ -230,20 +170,20 @@ def test_final_errors_in_a_row_put_the_helper_down_for_good() -> None:
 
 def test_spending_stops_at_the_limit() -> None:
     backend = FakeBackend(OK)  # 450 millionths of a dollar each
-    client = Client(backend, llm_config(usd_limit=800e-6), REQUESTS)
-    failures = [client.submit(request()).result(timeout=0).failure for _ in range(3)]
+    client = Client(backend, llm_config(budget={"run": {"usd": 800e-6}}), REQUESTS)
+    failures = [client.submit(passed(request())).result(timeout=0).failure for _ in range(3)]
     assert failures == [None, None, "over_budget"]
-    assert client.is_down is False
+    assert (client.is_spent, client.is_down) == (True, False)
 
 
 def test_identical_requests_are_paid_once_and_cost_the_same() -> None:
     backend = FakeBackend(OK)
     client = Client(backend, llm_config(cache=True), REQUESTS)
-    first, second = (client.submit(request()) for _ in range(2))
+    first, second = (client.submit(passed(request())) for _ in range(2))
     assert first is not second
     assert first.result(timeout=0) == second.result(timeout=0)
     for other in (request("mayor of Oslo"), request(helper="two")):
-        client.submit(other)
+        client.submit(passed(other))
     assert backend.calls == 3
     counters = client.counters()
     assert (counters["requests"], counters["cache_hits"]) == (4, 1)
@@ -253,8 +193,8 @@ def test_identical_requests_are_paid_once_and_cost_the_same() -> None:
 def test_failures_are_not_cached() -> None:
     backend = FakeBackend(errors.BadRequest("x"), OK)
     client = Client(backend, llm_config(cache=True), REQUESTS)
-    assert client.submit(request()).result(timeout=0).failure == "bad_request"
-    assert client.submit(request()).result(timeout=0).kind is FeedbackKind.HINT
+    assert client.submit(passed(request())).result(timeout=0).failure == "bad_request"
+    assert client.submit(passed(request())).result(timeout=0).kind is FeedbackKind.HINT
 
 
 def test_identical_requests_in_flight_are_one() -> None:
@@ -266,7 +206,7 @@ def test_identical_requests_in_flight_are_one() -> None:
 
     backend = FakeBackend(wait, is_local=False)
     client = Client(backend, llm_config(cache=True), REQUESTS)
-    futures = [client.submit(request()) for _ in range(8)]
+    futures = [client.submit(passed(request())) for _ in range(8)]
     assert not any(future.done() or future.cancel() for future in futures)
     go.set()
     assert {future.result(timeout=20).text for future in futures} == {"look"}
@@ -288,7 +228,7 @@ def test_requests_run_side_by_side_up_to_the_bound() -> None:
         return OK
 
     client = Client(FakeBackend(work, is_local=False), llm_config(concurrency=4), REQUESTS)
-    futures = [client.submit(request(str(index))) for index in range(16)]
+    futures = [client.submit(passed(request(str(index)))) for index in range(16)]
     assert all(future.result(timeout=20).failure is None for future in futures)
     client.close()
     assert peak[0] == 4
@@ -305,11 +245,13 @@ def test_closing_resolves_everything() -> None:
     backend = FakeBackend(wait, is_local=False)
     llm = llm_config(concurrency=1, deadline_s=1e6)
     client = Client(backend, llm, REQUESTS)
-    futures: list[Future[Feedback]] = [client.submit(request(str(index))) for index in range(3)]
+    futures: list[Future[Feedback]] = [
+        client.submit(passed(request(str(index)))) for index in range(3)
+    ]
     assert entered.wait(20)
     threading.Timer(0.05, go.set).start()
     client.close()  # the first is about to pause for about a day, the others are queued
-    futures.append(client.submit(request("late")))
+    futures.append(client.submit(passed(request("late"))))
     assert [future.result(timeout=0).failure for future in futures] == ["closed"] * 4
     assert backend.is_closed
     assert backend.calls == 1
@@ -318,4 +260,4 @@ def test_closing_resolves_everything() -> None:
 def test_an_unknown_kind_is_a_mistake_of_the_caller() -> None:
     client = Client(FakeBackend(OK), llm_config(), REQUESTS)
     with pytest.raises(ValueError, match="'ask_fcat' must be one of reply, ask_fact"):
-        client.submit(HelpRequest("e", "ask_fcat", "x"))
+        client.submit(passed(HelpRequest("e", "ask_fcat", "x")))

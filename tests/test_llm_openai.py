@@ -263,6 +263,16 @@ def test_odd_usage_reads_as_unknown(usage: object) -> None:
     assert read_completion(chat(usage=usage)) == Completion("Oslo", None, None)
 
 
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [({"cached_tokens": 6}, 6), ({"cached_tokens": 0}, 0), ({"cached_tokens": -1}, None)]
+    + [(odd, None) for odd in ({}, None, [], "6", {"cached_tokens": "6"})],
+)
+def test_prompt_tokens_from_the_servers_cache(details: object, cached: int | None) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": details}
+    assert read_completion(chat(usage=usage)) == Completion("Oslo", 9, 2, None, cached)
+
+
 def test_a_refusal_field_is_a_typed_refusal() -> None:
     body = {"choices": [{"message": {"content": None, "refusal": "I can't."}}]}
     assert (
@@ -281,7 +291,10 @@ NOW_S = 1_800_000_000.0
         ({"retry-after": "0"}, 0.0),
         ({"retry-after": "7"}, 7.0),
         ({"retry-after": " 7.5 "}, 7.5),
+        ({"retry-after": "120"}, 120.0),
+        ({"retry-after": "121"}, 121.0),
         ({"retry-after": "-10"}, None),
+        ({"retry-after": "-inf"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "1e35"}, 1e35),
@@ -295,6 +308,25 @@ NOW_S = 1_800_000_000.0
         ({"retry-after": "Fri, 31 Feb 2027 08:00:00 GMT"}, None),
         ({"retry-after": "Fri, 15 Jan 100000 08:00:00 GMT"}, None),
         ({"retry-after": "Fri, 99 Jan"}, None),
+        ({"retry-after": formatdate(NOW_S + 3600, usegmt=True)}, 3600.0),
+        # The server's clock is an hour ahead, an hour behind, or its Date is no date.
+        (
+            {
+                "retry-after": formatdate(NOW_S + 3607, usegmt=True),
+                "date": formatdate(NOW_S + 3600, usegmt=True),
+            },
+            7.0,
+        ),
+        (
+            {
+                "retry-after": formatdate(NOW_S - 3593, usegmt=True),
+                "date": formatdate(NOW_S - 3600, usegmt=True),
+            },
+            7.0,
+        ),
+        ({"retry-after": formatdate(NOW_S + 7, usegmt=True), "date": "today"}, 7.0),
+        ({"retry-after": "7", "date": formatdate(NOW_S + 3600, usegmt=True)}, 7.0),
+        ({"date": formatdate(NOW_S, usegmt=True)}, None),
         ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
         ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),

@@ -25,6 +25,7 @@ from collab.llm.scripted import CONTEXT_TOKENS, ScriptedBackend
 from collab.llm.serve import MAX_REQUEST_BYTES, main, serving
 from collab.tasks.world import WorldTask
 from collab.types import Exchange, Feedback, FeedbackKind, HelpRequest, Resolution, Step
+from fake_llm import passed
 
 KINDS = {"ask_fact": "State it.", "ask_solve": "Solve it.", "ask_check": "Check it."}
 KEY = "sk-Secret"
@@ -104,8 +105,8 @@ def test_http_and_in_process_give_the_same_feedback(base_url: str) -> None:
     for request in asked:
         if request.helper == "nobody" and far.is_down:
             continue
-        here = near.submit(request).result(timeout=0)
-        there = far.submit(request).result(timeout=20)
+        here = near.submit(passed(request)).result(timeout=0)
+        there = far.submit(passed(request)).result(timeout=20)
         assert without_latency(here) == without_latency(there)
         kinds.add(here.kind)
     far.close()
@@ -117,7 +118,7 @@ def test_64_parallel_requests_are_all_answered(base_url: str) -> None:
     with serving(expert(latency_s=0.05)) as slow_url:
         client = over_http(slow_url, concurrency=64)
         futures = [
-            client.submit(HelpRequest("e", "ask_fact", f"land{index}", helper="odd"))
+            client.submit(passed(HelpRequest("e", "ask_fact", f"land{index}", helper="odd")))
             for index in range(64)
         ]
         texts = [future.result(timeout=30).text for future in futures]
@@ -131,7 +132,7 @@ def test_a_hurried_client_goes_on_and_so_does_the_server() -> None:
     with serving(expert(latency_s=5.0)) as base_url:
         client = over_http(base_url, deadline_s=0.3)
         started_s = time.monotonic()
-        feedback = client.submit(HelpRequest("e", "ask_fact", "norway")).result(timeout=20)
+        feedback = client.submit(passed(HelpRequest("e", "ask_fact", "norway"))).result(timeout=20)
         assert feedback.failure == "timed_out"
         assert time.monotonic() - started_s < 4.0  # not the server's five seconds
         assert requests.get(f"{base_url}/models", timeout=20).status_code == 200
@@ -141,7 +142,7 @@ def test_a_hurried_client_goes_on_and_so_does_the_server() -> None:
 def test_a_talk_over_the_context_is_not_retried(base_url: str) -> None:
     client = over_http(base_url, key=KEY)
     text = "x" * 4 * CONTEXT_TOKENS
-    feedback = client.submit(HelpRequest("e", "ask_fact", text)).result(timeout=20)
+    feedback = client.submit(passed(HelpRequest("e", "ask_fact", text))).result(timeout=20)
     assert feedback.failure == "context_too_long"
     assert client.counters()["retries"] == 0
     client.close()
@@ -300,7 +301,7 @@ def test_the_command_serves_the_tasks_expert_until_interrupted(tmp_path: Path) -
         assert [model["id"] for model in models] == ["scripted", "mine"]
         fact = WorldTask(load_config(str(path)), str(tmp_path)).drill(np.random.default_rng(0))
         with contextlib.closing(over_http(url, "mine")) as client:
-            reply = client.submit(HelpRequest("e", "ask_fact", fact.query)).result()
+            reply = client.submit(passed(HelpRequest("e", "ask_fact", fact.query))).result()
         assert reply.kind is FeedbackKind.ANSWER and reply.text.startswith(f"{fact.query} = ")
         child.send_signal(signal.SIGINT)
         assert child.wait(30) == 0

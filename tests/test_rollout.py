@@ -15,6 +15,7 @@ import pytest
 from collab import sharding, tokenizers
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
+from collab.privacy.gate import Screened
 from collab.rewards import score
 from collab.rl.batch import collate
 from collab.rl.update import log_probabilities
@@ -46,7 +47,7 @@ ACTIONS = ("think", "answer", "reply", "ask_fact", "ask_solve")
 class EchoClient:
     """Replies at once, with a kind and a length that depend on the request's text."""
 
-    is_down = False
+    is_down = is_spent = False
 
     def __init__(self) -> None:
         self.requests: list[HelpRequest] = []
@@ -55,7 +56,8 @@ class EchoClient:
         word = zlib.crc32(request.text.encode("utf-8", "replace"))
         return Feedback(KINDS[word % 4], "abcdefghijklmnop"[: word % 14])
 
-    def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]:
+    def submit(self, screened: Screened) -> concurrent.futures.Future[Feedback]:
+        request = screened.request
         self.requests.append(request)
         future: concurrent.futures.Future[Feedback] = concurrent.futures.Future()
         future.set_result(self.reply(request))
@@ -69,7 +71,8 @@ class ShuffledClient(EchoClient):
         super().__init__()
         self.random = random.Random(seed)
 
-    def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]:
+    def submit(self, screened: Screened) -> concurrent.futures.Future[Feedback]:
+        request = screened.request
         future: concurrent.futures.Future[Feedback] = concurrent.futures.Future()
         pause_s = self.random.uniform(0.0, 0.03)
         threading.Timer(pause_s, lambda: future.set_result(self.reply(request))).start()
@@ -375,6 +378,27 @@ def test_helper_down_for_good(tiny_config: Any) -> None:
     for episode in engine.run(params, first, temperature=1.0):
         assert (episode.status, episode.exchanges) == (Status.LLM_FAILED, ())
     assert not client.requests
+
+
+def test_budget_spent(tiny_config: Any) -> None:
+    """Nobody asks any more, the trace says that it was illegal, and nothing is compiled anew."""
+    client = EchoClient()
+    engine, params = make_engine(tiny_config, client)
+    jobs = make_jobs(12)
+    asking = engine.run(params, jobs, temperature=1.0)
+    assert any(episode.exchanges for episode in asking)
+    programs = engine.programs()
+    client.is_spent = True
+    client.requests.clear()
+    episodes = engine.run(params, jobs, temperature=1.0)
+    assert not client.requests
+    for episode in episodes:
+        assert episode.status in (Status.ANSWERED, Status.NO_ANSWER)
+        assert not episode.trace.legal_KA[:, REPLY_ID:].any()
+    assert engine.programs() == programs
+    first = make_jobs(2, strategy="ask_first", setting=Setting(kind=FIRST_REQUEST_ID))
+    for episode in engine.run(params, first, temperature=1.0):  # the client refuses these
+        assert len(episode.exchanges) == 1
 
 
 def test_control_text_is_inert(tiny_config: Any) -> None:

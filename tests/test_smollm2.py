@@ -32,6 +32,7 @@ from collab.rollout.state import Limits
 from collab.rules import validate
 from collab.tokenizers import gguf_file
 from collab.types import action_names
+from fake_llm import passed
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "smollm2.py"
 SHAPE = TransformerConfig(
@@ -208,7 +209,7 @@ def test_prompts_and_worked_solutions_fit_the_limits(name: str, share: float) ->
         names=names,
         limits=limits,
         settings=config.cold_start,
-        teacher=lambda request: client.submit(request).result(),
+        teacher=lambda request: client.submit(passed(request)).result(),
         helpers=[""],
     )
     fitting, rng = 0, np.random.default_rng(0)

@@ -19,6 +19,7 @@ from collab.rollout.state import Limits, legal_actions
 from collab.tasks import TASKS, grading, make_task
 from collab.tokenizers import Tokenizer
 from collab.types import ANSWER_ID, REPLY_ID, THINK_ID, Problem, Step, Trace, action_names
+from fake_llm import passed
 
 SPLITS = ("train", "validation", "test")
 REQUESTS = ("ask_fact", "ask_hint", "ask_check", "ask_solve")
@@ -147,7 +148,7 @@ def made(task: Any) -> Made:
         names=names,
         limits=limits,
         settings=config.cold_start,
-        teacher=lambda request: client.submit(request).result(),
+        teacher=lambda request: client.submit(passed(request)).result(),
         helpers=list(config.llm.helpers),
     )
     traces, _ = synthesiser.batch(task.problems("train"), np.random.default_rng(0))

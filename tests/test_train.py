@@ -235,6 +235,31 @@ def test_the_gap_to_the_best_constant_rule_is_logged_also_by_a_resumed_run(
             assert line["gap_to_constant"] == pytest.approx(line["reward"] - best)
 
 
+def test_the_spend_of_a_resumed_run_goes_on(
+    unbroken: tuple[Path, Record], broken: tuple[Path, Record]
+) -> None:
+    """Replies are paid anew after a stop, for the cache is gone; what was paid stays paid."""
+    spent = {
+        workdir: [
+            line["client/usd"]
+            for line in read_jsonl(workdir / "metrics.jsonl")
+            if line["stage"] == "policy_gradient"
+        ]
+        for workdir in (unbroken[0], broken[0])
+    }
+    for dollars in spent.values():
+        assert dollars == sorted(dollars) and dollars[0] > 0.0
+    assert spent[broken[0]][0] >= spent[unbroken[0]][0]
+    assert spent[broken[0]][-1] >= spent[unbroken[0]][-1]
+
+
+def test_dollars_stand_on_the_progress_line_once_there_are_any() -> None:
+    metrics = {"reward": 0.5, "usd": 0.1, "kl": 0.0, "client/usd": 0.0}
+    assert train_module.shown(metrics) == {"reward": 0.5}
+    metrics["client/usd"] = 1.25
+    assert train_module.shown(metrics) == {"reward": 0.5, "spent_usd": 1.25}
+
+
 def test_without_constant_problems_there_is_no_gap(
     broken: tuple[Path, Record], tmp_path: Path
 ) -> None:

@@ -39,12 +39,14 @@ class Completion:
 
     prompt_tokens, completion_tokens: as billed; None where the server did not say.
     latency_s: what the reply would have taken, for a backend on a virtual clock; None = measure it.
+    cached_prompt_tokens: of prompt_tokens, read from the server's own cache; None as above.
     """
 
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     latency_s: float | None = None
+    cached_prompt_tokens: int | None = None
 
 
 class Backend(Protocol):

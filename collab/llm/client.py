@@ -1,13 +1,14 @@
 """Help requests in, futures of typed feedback out; nothing ever raises out of a future.
 
-Bounded concurrency, one deadline per request, retries with jitter, a cache that also joins
-identical requests in flight, and meters of usage, cost and failures. How to reach an LLM is the
-backend's business, what to say to it `prompts`'s.
+Bounded concurrency, deadlines per request and per episode, retries with jitter, a cache that also
+joins identical requests in flight. Whether an attempt may go, and what it costs, is `sender`'s
+business; how to reach an LLM the backend's, what to say to it `prompts`'s.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import logging
@@ -16,33 +17,20 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from collab.llm import Backend, Completion, Message, errors, estimated_tokens, prompts
+from collab.llm import Backend, Completion, Message, errors, prompts
+from collab.llm.sender import Call, Sender
+from collab.privacy.gate import Screened
 from collab.types import Feedback, FeedbackKind, HelpRequest
 
-DOWN_AFTER = 3  # final errors in a row: enough that one server of several being odd is no outage
 LONGEST_BACKOFF_S = 30.0
-METERS = (
-    "requests",
-    "retries",
-    "failures",
-    "cache_hits",
-    "prompt_tokens",
-    "completion_tokens",
-    "usage_estimated",  # replies whose server reported no usage
-    "usd",
-    "latency_s",  # summed over requests that were sent
-)
 
 
 class Client:
-    """Sends help requests to one backend. `submit` may be called from any thread.
-
-    is_down: final errors (bad key, unknown model, no credit) came DOWN_AFTER times in a row; from
-    then on nothing is sent.
-    """
+    """Sends help requests to one backend. `submit` may be called from any thread."""
 
     def __init__(
         self,
@@ -58,94 +46,141 @@ class Client:
 
         The default sleep ends at once when the client is closed.
         """
-        self.is_down = False
         self._backend, self._llm, self._requests = backend, llm, dict(requests)
         self._closing = threading.Event()
         self._clock, self._sleep = clock, sleep or self._closing.wait
+        self._sender = Sender(backend, llm, clock=clock, sleep=self._sleep)
+        self._meters = self._sender.meters
         self._jitter = random.Random(seed)
-        self._lock = threading.Lock()  # guards all below
-        self._counters = dict.fromkeys(METERS, 0.0)
+        self._lock = threading.Lock()  # guards the jitter and all below
         self._leaders: dict[str, Future[Feedback]] = {}
-        self._final_in_a_row = 0
         self._pool = None
         if not backend.is_local:
             self._pool = concurrent.futures.ThreadPoolExecutor(llm.concurrency, "help")
 
-    def submit(self, request: HelpRequest) -> Future[Feedback]:
+    @property
+    def is_down(self) -> bool:
+        """Whether final errors (bad key, unknown model, no credit) ended help for good."""
+        return self._sender.is_down
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the budget of the run, or of this hour, is spent: nothing would be sent."""
+        return self._sender.budget.is_spent
+
+    def submit(self, screened: Screened) -> Future[Feedback]:
         """Ask for help. The future always resolves to a Feedback, UNAVAILABLE where help failed.
 
         A cached reply carries the same cost as the first, so that no episode's reward depends on
-        which of them asked first; `counters` meter what was paid. A local backend has answered when
-        this returns. Raises: ValueError for a request kind that the run does not have.
+        which of them asked first, and a hedge is not charged to it; `counters` meter what was paid.
+        A local backend has answered when this returns. Raises: ValueError for a request kind that
+        the run does not have.
         """
+        request = screened.request
         instruction = prompts.instruction_of(request.kind, self._requests)
         messages = prompts.messages(request, instruction)
         key = self._cache_key(request, messages) if self._llm.cache else ""
+        call = Call(request, messages, self._sender.accounts.of(request), self._clock())
         future: Future[Feedback] = Future()
         future.set_running_or_notify_cancel()  # it can't be cancelled: another may wait for it
+        if screened.is_blocked:
+            self._meters.add(requests=1)
+            future.set_result(self._failed(request, "blocked", self._clock()))
+            return future
         with self._lock:
-            self._counters["requests"] += 1
             leader = self._leaders.get(key)
-            if leader is not None:
-                self._counters["cache_hits"] += 1
-            elif key:
+            if leader is None and key and self._sender.may_lead(call.account):
                 self._leaders[key] = future
+        self._meters.add(requests=1, cache_hits=leader is not None)
         if leader is not None:
-            leader.add_done_callback(lambda done: future.set_result(done.result()))
+            leader.add_done_callback(functools.partial(self._join, call, future))
         elif self._pool is None or self._closing.is_set():
-            self._resolve(request, messages, key, future)
+            self._resolve(call, key, future)
         else:
-            self._pool.submit(self._resolve, request, messages, key, future)
+            try:
+                self._pool.submit(self._resolve, call, key, future)
+            except RuntimeError:  # closed since the line above
+                self._resolve(call, key, future)
         return future
 
     def counters(self) -> dict[str, float]:
-        """Totals since the start: METERS, and `failures/<name>` for each kind of failure met."""
-        with self._lock:
-            return dict(self._counters)
+        """Totals: `meters.METERS`, and `failures/<name>` for each kind of failure met.
+
+        What a restored spend covers (usd, sent) is of the whole run, the rest of this process.
+        """
+        run, breaker = self._sender.budget.run, self._sender.breaker
+        return {
+            **self._meters.totals(),
+            "usd": run.usd,
+            "sent": float(run.requests),
+            "circuit_opened": float(breaker.times_opened),
+        }
+
+    def spend_state(self) -> dict[str, Any]:
+        """What the run has spent, in plain numbers, for a checkpoint."""
+        return self._sender.budget.state()
+
+    def restore_spend(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `spend_state`; call before the first request."""
+        self._sender.budget.restore(state)
 
     def close(self) -> None:
         """Resolve what is queued as UNAVAILABLE, wait for what is in flight, free connections."""
         self._closing.set()
+        self._sender.is_closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+        self._sender.close()
         self._backend.close()
 
     # --- one request -----------------------------------------------------------------------
 
-    def _resolve(
-        self, request: HelpRequest, messages: list[Message], key: str, future: Future[Feedback]
-    ) -> None:
-        started_s = self._clock()
+    def _resolve(self, call: Call, key: str, future: Future[Feedback]) -> None:
+        started_s, is_lost = self._clock(), False
         try:
-            completion = self._complete(request, messages, started_s + self._llm.deadline_s)
-            feedback = self._metered(request, messages, completion, started_s)
+            completion = self._sender.recalled(call)
+            if completion is None:
+                deadline_s = self._sender.await_turn(call)
+                started_s = self._clock()
+                completion = self._complete(call, deadline_s)
+            feedback = self._feedback(call.request, completion, started_s)
         except errors.HelpError as error:
-            feedback = self._failed(request, error.name, started_s)
+            is_lost = isinstance(error, errors.Transient)
+            feedback = self._failed(call.request, error.name, started_s)
         except Exception as error:  # noqa: BLE001 - the one place: no bug here may end a rollout
             # The type alone: the text of a foreign error may quote the request or the key.
             logging.warning("a help request ended in %s", type(error).__name__)
-            feedback = self._failed(request, "internal_error", started_s)
-        if feedback.failure is not None:
-            with self._lock:
-                self._leaders.pop(key, None)  # a failure is not cached
+            feedback = self._failed(call.request, "internal_error", started_s)
+        now_s = self._clock()
+        self._sender.accounts.note_wait(
+            call.account,
+            waited_s=now_s - call.submitted_s,
+            lost_s=now_s - started_s if is_lost else 0.0,
+        )
+        with self._lock:
+            if feedback.failure is None and key:
+                self._leaders.setdefault(key, future)
+            elif self._leaders.get(key) is future:
+                del self._leaders[key]  # a failure is not cached
         future.set_result(feedback)
 
-    def _complete(
-        self, request: HelpRequest, messages: list[Message], deadline_s: float
-    ) -> Completion:
+    def _join(self, call: Call, future: Future[Feedback], leader: Future[Feedback]) -> None:
+        """Pass on the reply to an identical request, which may be another episode's."""
+        feedback, waited_s = leader.result(), self._clock() - call.submitted_s
+        self._sender.accounts.note_wait(
+            call.account,
+            waited_s=waited_s,
+            lost_s=0.0 if feedback.failure is None else waited_s,
+        )
+        future.set_result(feedback)
+
+    def _complete(self, call: Call, deadline_s: float) -> Completion:
         """The first completion that succeeds, within deadline and retries."""
         attempt, has_retried_malformed = 0, False
         while True:
-            self._check_may_send()
             try:
-                completion = self._backend.complete(
-                    messages,
-                    reply_tokens=request.reply_tokens,
-                    deadline_s=deadline_s - self._clock(),
-                    helper=request.helper,
-                )
+                return self._sender.attempt(call, deadline_s)
             except errors.HelpError as error:
-                self._note_outcome(error)
                 is_malformed = isinstance(error, errors.Malformed)
                 is_first = is_malformed and not has_retried_malformed
                 is_worth = isinstance(error, errors.Transient) or is_first
@@ -154,35 +189,18 @@ class Client:
                 is_late = self._clock() + pause_s >= deadline_s
                 if not is_worth or attempt >= self._llm.retries or is_late:
                     raise
-            else:
-                self._note_outcome(None)
-                return completion
-            with self._lock:
-                self._counters["retries"] += 1
-            self._sleep(pause_s)
+                if self._sender.breaker.is_open or not self._may_retry():
+                    raise
+                self._sleep(pause_s)
+                if not self._sender.take_turn(call, deadline_s):
+                    raise
             attempt += 1
 
-    def _check_may_send(self) -> None:
-        if self._closing.is_set():
-            raise errors.Closed("the client is closed")
-        if self.is_down:
-            raise errors.HelperDown(f"{DOWN_AFTER} final errors in a row")
-        limit_usd = self._llm.usd_limit
-        with self._lock:
-            is_spent = 0 < limit_usd <= self._counters["usd"]
-        if is_spent:
-            raise errors.OverBudget(f"llm.usd_limit={limit_usd} is spent")
-
-    def _note_outcome(self, error: errors.HelpError | None) -> None:
-        """Count final errors in a row; a reply ends the row, a transient failure says nothing."""
-        with self._lock:
-            if error is None:
-                self._final_in_a_row = 0
-            elif error.is_final:
-                self._final_in_a_row += 1
-            if self._final_in_a_row == DOWN_AFTER and error is not None and not self.is_down:
-                self.is_down = True
-                logging.error("the helper is down for good: %s", error)
+    def _may_retry(self) -> bool:
+        """Whether the budget that all requests share holds one more retry."""
+        may_retry = self._sender.retries.withdraw()
+        self._meters.add(retries=may_retry, retries_withheld=not may_retry)
+        return may_retry
 
     def _backoff_s(self, attempt: int, error: errors.HelpError) -> float:
         """Full jitter over an exponential bound, on top of the pause that the server asked for."""
@@ -193,48 +211,24 @@ class Client:
 
     # --- what it came to -------------------------------------------------------------------
 
-    def _metered(
-        self,
-        request: HelpRequest,
-        messages: Sequence[Message],
-        completion: Completion,
-        started_s: float,
-    ) -> Feedback:
+    def _feedback(self, request: HelpRequest, completion: Completion, started_s: float) -> Feedback:
         kind, text = prompts.parse_feedback(completion.text)
-        sent, received = completion.prompt_tokens, completion.completion_tokens
-        is_estimated = sent is None or received is None
-        if sent is None:
-            sent = sum(estimated_tokens(message.content) for message in messages)
-        if received is None:
-            received = estimated_tokens(completion.text)
-        usd_million = (
-            sent * self._llm.usd_per_million_prompt_tokens
-            + received * self._llm.usd_per_million_completion_tokens
-        )
         latency_s = completion.latency_s
         feedback = Feedback(
             kind,
             text,
-            prompt_tokens=sent,
-            completion_tokens=received,
-            cost_usd=usd_million / 1e6,
+            prompt_tokens=completion.prompt_tokens or 0,
+            completion_tokens=completion.completion_tokens or 0,
+            cost_usd=self._sender.usd(request, completion),
             latency_s=self._clock() - started_s if latency_s is None else latency_s,
             helper=request.helper,
         )
-        with self._lock:
-            self._counters["prompt_tokens"] += sent
-            self._counters["completion_tokens"] += received
-            self._counters["usage_estimated"] += is_estimated
-            self._counters["usd"] += feedback.cost_usd
-            self._counters["latency_s"] += feedback.latency_s
+        self._meters.add(latency_s=feedback.latency_s)
         return feedback
 
     def _failed(self, request: HelpRequest, name: str, started_s: float) -> Feedback:
         latency_s = self._clock() - started_s
-        with self._lock:
-            self._counters["failures"] += 1
-            self._counters[f"failures/{name}"] = self._counters.get(f"failures/{name}", 0.0) + 1
-            self._counters["latency_s"] += latency_s
+        self._meters.add(**{"failures": 1, f"failures/{name}": 1, "latency_s": latency_s})
         return Feedback(
             FeedbackKind.UNAVAILABLE,
             "",

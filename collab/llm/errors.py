@@ -38,7 +38,7 @@ class ConnectionFailed(Transient):
 
 
 class TimedOut(Transient):
-    """The deadline passed, or the server says that its own did (408)."""
+    """The deadline passed, or the episode's, or the server says that its own did (408)."""
 
     name = "timed_out"
 
@@ -50,7 +50,7 @@ class ServerFailed(Transient):
 
 
 class RateLimited(Transient):
-    """A status 429 that waiting cures."""
+    """A status 429 that waiting cures, or no turn in time under the limits of `llm` itself."""
 
     name = "rate_limited"
 
@@ -107,9 +107,15 @@ class ContentFiltered(HelpError):
 
 
 class OverBudget(HelpError):
-    """The run has spent what `llm.usd_limit` allows; the server was not asked."""
+    """Run, hour or episode has spent what `llm.budget` allows; the server was not asked."""
 
     name = "over_budget"
+
+
+class CircuitOpen(HelpError):
+    """The helper seems down for now: not sent, or not sent again."""
+
+    name = "circuit_open"
 
 
 class HelperDown(HelpError):

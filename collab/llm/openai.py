@@ -68,7 +68,7 @@ class OpenAIBackend:
             key=os.environ.get(llm.api_key_env, "") if llm.api_key_env else "",
             key_env=llm.api_key_env,
             temperature=llm.temperature,
-            concurrency=llm.concurrency,
+            concurrency=llm.concurrency * (2 if llm.hedge_after_s else 1),
             helper_names=tuple(llm.helpers),
         )
 
@@ -173,7 +173,9 @@ class OpenAIBackend:
             return errors.ServerFailed(said, retry_after_s=pause_s)
         if status in (400, 413, 422) and any(_TOO_LONG.search(word) for word in words):
             return errors.ContextTooLong(f"{said}: the talk exceeds the context of {model!r}")
-        if 300 <= status < 400:
+        if status < 300:
+            return errors.Malformed(f"{said}: only 200 brings a reply")
+        if status < 400:
             return errors.BadRequest(f"{said}: redirects are not followed; correct llm.base_url")
         return errors.BadRequest(said)
 
@@ -199,16 +201,23 @@ def read_completion(body: bytes) -> Completion:
         raise errors.Malformed("the reply's content holds half of a surrogate pair")
     usage = reply.get("usage")
     counts = usage if isinstance(usage, dict) else {}
+    details = counts.get("prompt_tokens_details")
     return Completion(
-        content, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+        content,
+        _count(counts.get("prompt_tokens")),
+        _count(counts.get("completion_tokens")),
+        cached_prompt_tokens=_count(
+            details.get("cached_tokens") if isinstance(details, dict) else None
+        ),
     )
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
     """The pause a server asks for, in seconds >= 0, or None where it names none that makes sense.
 
-    headers: any case-insensitive mapping; now_s: Unix time, for the HTTP-date form. A date in the
-    past is 0; negative, infinite and unreadable values are None.
+    headers: any case-insensitive mapping; now_s: Unix time, for the HTTP-date form where the reply
+    has no Date, by a server's clock that may be an hour off. A date in the past is 0; negative,
+    infinite and unreadable values are None.
     """
     milliseconds = _seconds(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
@@ -217,10 +226,17 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
     seconds = _seconds(value)
     if seconds is not None:
         return seconds
+    until_s, server_s = _unix_s(value), _unix_s(headers.get("date", ""))
+    if until_s is None:
+        return None
+    return max(0.0, until_s - (now_s if server_s is None else server_s))
+
+
+def _unix_s(date: str) -> float | None:
+    """An HTTP date as Unix time; one without a zone is UTC."""
     try:
-        date = email.utils.parsedate_to_datetime(value)
-        date = date if date.tzinfo else date.replace(tzinfo=UTC)
-        return max(0.0, date.timestamp() - now_s)
+        moment = email.utils.parsedate_to_datetime(date)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
 
@@ -237,8 +253,14 @@ def _json(body: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):  # which of two contents is meant, nobody can tell
+            raise ValueError("a key stands twice")
+        return fields
+
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        value = json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         raise errors.Malformed("the reply is not UTF-8 JSON") from None
     if not isinstance(value, dict):

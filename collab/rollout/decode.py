@@ -165,11 +165,18 @@ class Decoder:
             )
 
     def advance(
-        self, params: Params, rows: Rows, temperature: jax.Array, steps: jax.Array, idle: jax.Array
+        self,
+        params: Params,
+        rows: Rows,
+        temperature: jax.Array,
+        steps: jax.Array,
+        idle: jax.Array,
+        is_help_open: jax.Array,
     ) -> Rows:
         """Decode until `steps` are done, `idle` rows can't go on, or none can.
 
         temperature: f32 scalar, of tokens; 0 takes the most likely token and action.
+        is_help_open: bool scalar; False makes requests illegal, as the trace records.
         """
 
         def goes_on(carry: tuple[jax.Array, Rows]) -> jax.Array:
@@ -179,12 +186,14 @@ class Decoder:
 
         def body(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
             step, rows = carry
-            return step + 1, self.step(params, rows, temperature)
+            return step + 1, self.step(params, rows, temperature, is_help_open)
 
         with jax.named_scope("advance"):
             return jax.lax.while_loop(goes_on, body, (jnp.int32(0), rows))[1]
 
-    def step(self, params: Params, rows: Rows, temperature: jax.Array) -> Rows:
+    def step(
+        self, params: Params, rows: Rows, temperature: jax.Array, is_help_open: jax.Array
+    ) -> Rows:
         """Read every active row's last token; then decide, or write one token."""
         B, T = rows.tokens_BT.shape
         row_B = jnp.arange(B)
@@ -198,7 +207,9 @@ class Decoder:
         hidden_BD = hidden_B1D[:, 0]
         rows = dataclasses.replace(rows, cache=cache)
         uniform_B2 = jax.vmap(two_uniforms)(rows.key_BU, rows.length_B)
-        decided, action_B = self._decide(params, rows, hidden_BD, uniform_B2[:, 0], temperature)
+        decided, action_B = self._decide(
+            params, rows, hidden_BD, uniform_B2[:, 0], temperature, is_help_open
+        )
         written, token_B = self._write(params, rows, hidden_BD, uniform_B2[:, 1], temperature)
 
         def merge(kept: Any, by_deciding: Any, by_writing: Any) -> jax.Array:
@@ -218,7 +229,7 @@ class Decoder:
             length_B=rows.length_B + is_active_B,
         )
 
-    def legal_actions(self, rows: Rows) -> jax.Array:
+    def legal_actions(self, rows: Rows, is_help_open: jax.Array) -> jax.Array:
         """bool [B, A], never empty: what may be chosen now."""
         return legal_actions(
             self.limits,
@@ -227,6 +238,7 @@ class Decoder:
             decisions_B=rows.decisions_B,
             is_drafted_B=rows.is_drafted_B,
             is_asked_back_B=rows.is_asked_back_B,
+            is_help_open=is_help_open,
         )
 
     def features(self, rows: Rows) -> jax.Array:
@@ -244,9 +256,10 @@ class Decoder:
         hidden_BD: jax.Array,
         uniform_B: jax.Array,
         temperature: jax.Array,
+        is_help_open: jax.Array,
     ) -> tuple[Rows, jax.Array]:
         """Choose an action in every row (used where the phase is DECIDE)."""
-        legal_BA, features_BF = self.legal_actions(rows), self.features(rows)
+        legal_BA, features_BF = self.legal_actions(rows, is_help_open), self.features(rows)
         head_BA = self.policy.apply(
             {"params": params}, hidden_BD, features_BF, method=Policy.action_logits
         )

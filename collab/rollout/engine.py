@@ -18,6 +18,7 @@ import numpy as np
 from collab import sharding, strategies
 from collab.config import request_names
 from collab.models.policy import Policy
+from collab.privacy.gate import Gate, Screened, restored
 from collab.rollout.decode import Admission, Decoder, Replies
 from collab.rollout.episodes import InFlight, Job, finished_episode, unrun_episode
 from collab.rollout.state import (
@@ -50,9 +51,13 @@ POLL_S = 0.05
 class HelpClient(Protocol):
     """What the engine needs of `collab.llm.client.Client`."""
 
-    is_down: bool
+    @property
+    def is_down(self) -> bool: ...
 
-    def submit(self, request: HelpRequest) -> concurrent.futures.Future[Feedback]: ...
+    @property
+    def is_spent(self) -> bool: ...
+
+    def submit(self, screened: Screened) -> concurrent.futures.Future[Feedback]: ...
 
 
 class Engine:
@@ -65,8 +70,11 @@ class Engine:
         client: HelpClient,
         config: Any,
         mesh: jax.sharding.Mesh,
+        gate: Gate | None = None,
     ) -> None:
+        """gate: what every request goes through; by default one that is open."""
         self.config, self.client, self.tokenizer, self.mesh = config, client, tokenizer, mesh
+        self.gate = gate or Gate("off")
         self.names = action_names(request_names(config))
         self.limits = Limits.of(config.rollout, len(self.names))
         self.rules = {
@@ -179,11 +187,12 @@ class _Run:
         engine = self.engine
         chunk = max(1, engine.rows_count // 8)
         idle = engine.rows_count - busy + len(self.futures) + chunk
+        steps, is_help_open = engine.config.rollout.steps_per_call, not engine.client.is_spent
         engine.rows = engine._advance(
             self.params,
             engine.rows,
             self.temperature,
-            *engine.put_whole((np.int32(engine.config.rollout.steps_per_call), np.int32(idle))),
+            *engine.put_whole((np.int32(steps), np.int32(idle), np.bool_(is_help_open))),
         )
         host = sharding.fetch(dataclasses.replace(engine.rows, cache=()))
         for b, entry in enumerate(self.row):
@@ -303,8 +312,10 @@ class _Run:
         if engine.client.is_down:
             entry.has_failed = True
             return
-        self.futures[b] = engine.client.submit(request)
-        entry.exchanges.append(Exchange(kind, request.text, Feedback(FeedbackKind.HINT, "")))
+        screened = engine.gate.screen(request, entry.job.problem.units)
+        self.futures[b] = engine.client.submit(screened)
+        entry.placeholders = screened.placeholders
+        entry.exchanges.append(Exchange(kind, screened.sent, Feedback(FeedbackKind.HINT, "")))
 
     def _feed(self) -> None:
         """Feed every reply that has arrived."""
@@ -317,6 +328,9 @@ class _Run:
             for f, b in enumerate(arrived[first : first + F]):
                 entry, feedback = self.row[b], self.futures.pop(b).result()
                 assert entry is not None
+                feedback = dataclasses.replace(
+                    feedback, text=restored(feedback.text, entry.placeholders)
+                )
                 ids, is_cut = engine.tokenizer.feedback(feedback.kind, feedback.text, R)
                 engine.counters["replies_cut"] += is_cut
                 row_F[f], count_F[f], tokens_FR[f, : len(ids)] = b, len(ids), ids

@@ -45,6 +45,7 @@ class InFlight:
     job: Job
     exchanges: list[Exchange]
     opening: str | None = None
+    placeholders: tuple[tuple[str, str], ...] = ()  # of the newest request, as the gate made them
     has_failed: bool = False
 
 
@@ -87,7 +88,7 @@ def finished_episode(
                 probability=float(np.exp(trace.action_logp_K[k])),
                 is_cut=bool(host.is_cut_BK[b, k]),
                 feedback=answered.feedback if answered else None,
-                sent=answered.request if answered else "",
+                sent=answered.request if answered else None,
             )
         )
     answer = segments[-1].text if segments and segments[-1].action == ANSWER else ""

@@ -85,15 +85,17 @@ def legal_actions(
     decisions_B: Any,
     is_drafted_B: Any,
     is_asked_back_B: Any,
+    is_help_open: Any = True,
 ) -> Any:
     """bool [B, A], never empty: what may be chosen. Takes numpy as well as device arrays.
 
     When `draft_first`, a request must follow a draft, and the first action is one. REPLY follows a
     CLARIFY; nothing may take the room of the answer, which is forced when all else is illegal.
+    is_help_open: bool scalar; False masks requests and REPLY in every row (the budget is spent).
     """
     action_A = np.arange(limits.actions)
     is_request_A = action_A >= FIRST_REQUEST_ID
-    has_ask_B = asks_B < limits.max_asks
+    has_ask_B = (asks_B < limits.max_asks) & is_help_open
     may_ask_B, may_answer_B = has_ask_B, decisions_B >= 0
     if limits.draft_first:
         may_ask_B, may_answer_B = has_ask_B & is_drafted_B, decisions_B > 0
