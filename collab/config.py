@@ -89,6 +89,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "retry_budget": 100,  # retries in hand, for all requests; 0 = as many as they like
                 "retry_refill": 0.5,  # retries that each reply earns
                 "circuit_failures": 8,  # in a row, after which the helper seems down; 0 = never
+                "circuit_span_s": 1.0,  # that they must span, or many at one moment are no outage
                 "circuit_pause_s": 10.0,  # until one request tries again
                 "hedge_after_s": 0.0,  # without a reply, send it a second time; 0 = never
                 "reply_tokens": 64,  # completion limit asked of the server

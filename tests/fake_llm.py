@@ -69,7 +69,8 @@ class FakeBackend:
 
 def llm_config(**changes: object) -> ml_collections.ConfigDict:
     llm = default_config().llm
-    llm.update({"deadline_s": 30.0, "retries": 3, "backoff_s": 0.5, "cache": False, **changes})
+    plain = {"deadline_s": 30.0, "retries": 3, "backoff_s": 0.5, "circuit_span_s": 0.0}
+    llm.update({**plain, "cache": False, **changes})
     return llm
 
 

@@ -50,6 +50,19 @@ def race(count: int, work: Callable[[], object]) -> list[object]:
 # --- the breaker ---------------------------------------------------------------------------
 
 
+def test_failures_at_one_moment_are_no_outage() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(failures=3, span_s=1.0, pause_s=10.0, clock=clock)
+    for _ in range(16):  # in flight when a port was closed for an instant
+        assert breaker.note(ticket(breaker), False) == ""
+    assert breaker.note(ticket(breaker), True) == ""
+    for pause_s in (0.0, 0.5, 0.0):
+        clock.sleep(pause_s)
+        assert breaker.note(ticket(breaker), False) == ""
+    clock.sleep(0.5)
+    assert breaker.note(ticket(breaker), False) == "open"
+
+
 def test_failures_in_a_row_open_it_and_a_reply_ends_the_row() -> None:
     breaker = CircuitBreaker(failures=3, pause_s=10.0, clock=Clock())
     outcomes = [False, False, True, False, False, None, False]

@@ -238,7 +238,7 @@ def test_mistakes_at_start_up_end_in_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("collab.llm.serve._make_backend", lambda *_: expert())
+    monkeypatch.setattr("collab.llm.serve.task_backend", lambda *_: expert())
     assert main([*arguments, "--port=0"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(message)

@@ -246,7 +246,7 @@ def test_mistakes_at_start_up_end_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
-    monkeypatch.setattr(serve, "_make_backend", lambda name, config, _: build(name, config))
+    monkeypatch.setattr(serve, "task_backend", lambda name, config, _: build(name, config))
     assert main(arguments) == 2
     told = capsys.readouterr().err
     assert told.startswith(message)

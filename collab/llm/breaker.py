@@ -17,12 +17,19 @@ class CircuitBreaker:
     pause of the same length: a longer one would cost more help than it saves requests.
     """
 
-    def __init__(self, *, failures: int, pause_s: float, clock: Callable[[], float]) -> None:
-        """failures: in a row that open it; 0 never does. pause_s: before each probe."""
+    def __init__(
+        self, *, failures: int, pause_s: float, clock: Callable[[], float], span_s: float = 0.0
+    ) -> None:
+        """failures: in a row that open it; 0 never does. pause_s: before each probe.
+
+        span_s: from the first of them to the last, at least: what many requests in flight meet at
+        one moment is one event.
+        """
         self.times_opened = 0  # from closed
-        self._failures, self._pause_s, self._clock = failures, pause_s, clock
+        self._failures, self._pause_s, self._span_s, self._clock = failures, pause_s, span_s, clock
         self._lock = threading.Lock()  # guards all below
         self._in_a_row = 0
+        self._row_began_s = 0.0
         self._opened_s: float | None = None  # or when the last probe failed; None = closed
         self._is_probing = False
         self._era = 0  # outcomes of an earlier one are old news
@@ -65,10 +72,14 @@ class CircuitBreaker:
             if self._is_probing:
                 self._opened_s, self._is_probing = self._clock(), False
                 return ""
+            now_s = self._clock()
             self._in_a_row += 1
-            if self._in_a_row != self._failures:
+            if self._in_a_row == 1:
+                self._row_began_s = now_s
+            is_long = self._in_a_row >= self._failures and now_s - self._row_began_s >= self._span_s
+            if not self._failures or not is_long:
                 return ""
-            self._in_a_row, self._opened_s = 0, self._clock()
+            self._in_a_row, self._opened_s = 0, now_s
             self._era += 1
             self.times_opened += 1
             return "open"

@@ -168,7 +168,7 @@ class _DrawnError(Exception):
         self.name, self.reply = name, reply
 
 
-class _Handler(serve._Handler):
+class _Handler(serve.Handler):
     server: FaultyServer
 
     @property
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(flags.config) if flags.config else default_config()
         validate(config)
         server = FaultyServer(
-            serve._make_backend(flags.backend, config, flags.data_dir),
+            serve.task_backend(flags.backend, config, flags.data_dir),
             host=flags.host,
             port=flags.port,
             fault=flags.fault,

@@ -63,7 +63,10 @@ class Sender:
             deadline_s=llm.deadline_s, episode_deadline_s=llm.episode_deadline_s
         )
         self.breaker = CircuitBreaker(
-            failures=llm.circuit_failures, pause_s=llm.circuit_pause_s, clock=clock
+            failures=llm.circuit_failures,
+            span_s=llm.circuit_span_s,
+            pause_s=llm.circuit_pause_s,
+            clock=clock,
         )
         self.retries = RetryBudget(llm.retry_budget, refill=llm.retry_refill)
         self.budget = Budget(llm.budget, clock=clock)

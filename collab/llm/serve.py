@@ -69,7 +69,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, backend: Backend, *, host: str, port: int, key: str) -> None:
         """Port 0: any free one. Raises: OSError where the address can't be had."""
-        super().__init__((host, port), _Handler)
+        super().__init__((host, port), Handler)
         self.backend, self.key = backend, key
         self.base_url = f"http://{host}:{self.server_address[1]}/v1"
 
@@ -82,7 +82,9 @@ class _ProblemError(Exception):
         self.status, self.code = status, code
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
@@ -214,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key = _key_of(flags.api_key_env)
         config = load_config(flags.config) if flags.config else default_config()
         validate(config)
-        backend = _make_backend(flags.backend, config, flags.data_dir)
+        backend = task_backend(flags.backend, config, flags.data_dir)
         server = _open(backend, host=flags.host, port=flags.port, key=key)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -234,7 +236,8 @@ def _open(backend: Backend, *, host: str, port: int, key: str) -> Server:
         raise ValueError(f"--host={host} --port={port}: {error}; try another --port") from None
 
 
-def _make_backend(name: str, config: ConfigDict, data_dir: str) -> Backend:
+def task_backend(name: str, config: ConfigDict, data_dir: str) -> Backend:
+    """A backend that knows the config's task, as one in process would."""
     # Serving is an application: the one place below main that needs a task, and only when run.
     from collab.tasks import make_task
 
