@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import requests
 
+import runs
 from collab.config import default_config
 from collab.llm import Completion, Message, errors
 from collab.llm.client import Client
@@ -267,7 +268,9 @@ def test_the_command_serves_until_interrupted_and_tells_what_it_did(tmp_path: Pa
     path.write_text(CONFIG)
     command = [sys.executable, "-m", "collab.llm.faults", f"--config={path}", "--port=0"]
     options = ["--fault=status_500", "--rate=1", f"--data_dir={tmp_path}"]
-    child = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=runs.heed_interrupts
+    )
     try:
         assert child.stderr is not None
         said = next(line for line in child.stderr if line.startswith("serving status_500 at "))
