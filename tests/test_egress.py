@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from collab import tasks
-from collab.assembly import Assembly, assemble
-from collab.evaluate import Evaluator
+from collab.assembly import assemble
+from collab.evaluate import Candidate, Evaluator
 from collab.llm import Completion
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
@@ -84,7 +84,7 @@ class Listening(ScriptedBackend):
         return Completion(f"HINT: at {messages[-1].content.split()[-2]}", 1, 1)
 
 
-def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], list[str], Assembly]:
+def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], list[str]]:
     """ask_first of a question that names the unit, and of one that doesn't."""
     task = tasks.make_task(config, str(folder / "data"))
     backend = Listening.from_config(config.llm, knowledge=task.knowledge, seed=0)
@@ -98,17 +98,10 @@ def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], li
         ]
         made = assembled.engine.run(assembled.initial_params(), jobs, temperature=1.0)
         evaluator = Evaluator(assembled, assembled.initial_params())
-        alone = evaluator._llm_alone(
-            [PROBLEM], [""], evaluator_candidate("llm_alone"), lambda count: None
-        )
+        candidate = Candidate("llm_alone", Setting(FIRST_REQUEST_ID))
+        alone = evaluator._llm_alone([PROBLEM], [""], candidate, lambda count: None)
         assembled.close()
-    return [*made, *alone], backend.heard, assembled
-
-
-def evaluator_candidate(name: str) -> Any:
-    from collab.evaluate import Candidate
-
-    return Candidate(name, Setting(FIRST_REQUEST_ID))
+    return [*made, *alone], backend.heard
 
 
 @pytest.mark.parametrize(
@@ -122,7 +115,7 @@ def evaluator_candidate(name: str) -> Any:
 def test_what_the_gate_lets_out_comes_back_and_is_scored(
     tiny_config: Any, tmp_path: Path, mode: str, sent: str, told: str, leaks: float
 ) -> None:
-    (first, clean, alone), heard, _ = episodes_of(tiny_config, tmp_path, mode)
+    (first, clean, alone), heard = episodes_of(tiny_config, tmp_path, mode)
     opening = first.segments[0]
     assert opening.feedback is not None
     assert (first.outgoing[0], opening.feedback.text) == (sent, told)

@@ -249,11 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    names = ", ".join(server.backend.helper_names)
-    logging.info("serving %s at %s: models %s", flags.fault, server.base_url, names)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve_forever()
-    server.server_close()
+    serve.serve_until_interrupted(server, flags.fault)
     logging.info("injected: %s", json.dumps(server.counts()["injected"]))
     return 0
 

@@ -182,15 +182,18 @@ class ReplayBackend:
                 return flight.result(timeout=max(0.0, deadline_s))
             except TimeoutError:
                 raise errors.TimedOut("an identical request in flight got no reply") from None
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.push(functools.partial(self._crash, key))
             completion = fetch()  # it looks into the store first: who comes later finds either
-        except BaseException as error:
-            is_stopped = not isinstance(error, Exception)
-            shared = errors.Closed("an identical request was stopped") if is_stopped else error
-            self._landed(key).set_exception(shared)
-            raise
+            stack.pop_all()
         self._landed(key).set_result(completion)
         return completion
+
+    def _crash(self, key: str, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Whoever waits for the flight fails as it did; a call that was stopped is not theirs."""
+        is_stopped = not isinstance(error, Exception)
+        shared = errors.Closed("an identical request was stopped") if is_stopped else error
+        self._landed(key).set_exception(shared)
 
     def _fetched(
         self, store: ReplayStore, asked: Asked, call: Callable[[], Completion]

@@ -287,11 +287,10 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
     )
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(connection.close)
         _prepare(connection, path, create=create)
-    except BaseException:
-        connection.close()
-        raise
+        stack.pop_all()  # it is the caller's from here on
     return connection
 
 

@@ -221,12 +221,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    serve_until_interrupted(server, flags.backend)
+    return 0
+
+
+def serve_until_interrupted(server: Server, title: str) -> None:
+    """Say what is served and where, then serve until Ctrl-C."""
     names = ", ".join(server.backend.helper_names)
-    logging.info("serving %s at %s: models %s", flags.backend, server.base_url, names)
+    logging.info("serving %s at %s: models %s", title, server.base_url, names)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     server.server_close()
-    return 0
 
 
 def _open(backend: Backend, *, host: str, port: int, key: str) -> Server:
