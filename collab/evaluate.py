@@ -256,13 +256,16 @@ def learned_rates(
     is_asked = [is_asked for episode in trained for _, is_asked in episode.drafts]
     action_N = np.concatenate([episode.trace.action_K for episode in trained])
     kind = max(kinds, key=lambda kind: int((action_N == kind).sum()))
-    surprises = [
-        float(features_F[SURPRISE])
-        for episode in drafting
+    surprises: list[float] = []
+    for episode in drafting:
+        drafts = [draft for draft, _ in episode.drafts]
         # The first decision follows the prompt, each other one a segment.
-        for before, features_F in zip(episode.segments, episode.trace.features_KF[1:], strict=False)
-        if any(before is draft for draft, _ in episode.drafts)
-    ]
+        decided = zip(episode.segments, episode.trace.features_KF[1:], strict=False)
+        surprises += [
+            float(features_F[SURPRISE])
+            for before, features_F in decided
+            if any(before is draft for draft in drafts)
+        ]
     return LearnedRates(sum(is_asked) / max(len(is_asked), 1), kind, tuple(surprises))
 
 
