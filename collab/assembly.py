@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from collab import sharding, tasks, tokenizers
 from collab.config import request_names
 from collab.llm import Backend, make_backend
 from collab.llm.client import Client
+from collab.llm.pool import Pool
 from collab.llm.replay import ReplayBackend
 from collab.llm.replay_store import ReplayStore
 from collab.models import weights
@@ -23,7 +23,6 @@ from collab.models.presets import transformer_config
 from collab.privacy.audit import AuditLog
 from collab.privacy.gate import Gate
 from collab.rollout.engine import Engine
-from collab.rollout.state import FEATURES
 from collab.types import Feedback, HelpRequest, Params, Task, TeachableTask, action_names
 
 
@@ -41,24 +40,19 @@ class Assembly:
     client: Client
     gate: Gate
     engine: Engine
-    helpers: dict[str, float]  # name -> weight, drawn per problem
+    pool: Pool
 
     @property
     def helper(self) -> str:
         """Who helps, in a word: the one helper or served model, "mixed" where several are drawn."""
-        if len(self.helpers) > 1:
+        if len(self.pool.weights) > 1:
             return "mixed"
-        return next(iter(self.helpers)) or self.config.llm.model or self.config.llm.backend
+        return next(iter(self.pool.weights)) or self.config.llm.model or self.config.llm.backend
 
     def close(self) -> None:
         """End the help: connections, files of replies, the audit log."""
         self.client.close()
         self.gate.close()
-
-    def draw_helpers(self, count: int, rng: np.random.Generator) -> list[str]:
-        """A helper for each of `count` problems."""
-        names, weight = list(self.helpers), np.array(list(self.helpers.values()))
-        return [names[index] for index in rng.choice(len(names), count, p=weight / weight.sum())]
 
     def teacher(self) -> Callable[[HelpRequest], Feedback]:
         """Who answers in synthesised traces, free of charge: the scripted expert."""
@@ -73,14 +67,15 @@ class Assembly:
 
     def param_shapes(self) -> Params:
         """The parameter tree with shapes and dtypes instead of arrays."""
-        return jax.eval_shape(lambda: init_params(self.policy, jax.random.key(0), len(FEATURES)))
+        features = self.engine.limits.features
+        return jax.eval_shape(lambda: init_params(self.policy, jax.random.key(0), features))
 
     def initial_params(self) -> Params:
         """Random parameters on the mesh, with the trunk's weights loaded where config says so."""
-        config, policy = self.config, self.policy
+        config, policy, features = self.config, self.policy, self.engine.limits.features
         layout = sharding.param_shardings(self.param_shapes(), self.mesh)
         make = jax.jit(
-            lambda seed: init_params(policy, jax.random.key(seed), len(FEATURES)),
+            lambda seed: init_params(policy, jax.random.key(seed), features),
             out_shardings=layout,
         )
         params = make(config.seed)
@@ -124,12 +119,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
     )
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)
-    helpers = {"": 1.0}
-    if config.llm.helpers and (config.llm.backend == "scripted" or not config.llm.model):
-        helpers = {
-            name: row.get("weight", config.llm.scripted.weight)
-            for name, row in config.llm.helpers.items()
-        }
+    pool = Pool.from_config(config, strength={})
     return Assembly(
         config=config,
         workdir=folder,
@@ -140,8 +130,8 @@ def assemble(config: Any, workdir: str) -> Assembly:
         backend=backend,
         client=client,
         gate=gate,
-        engine=Engine(policy, tokenizer, client, config, mesh, gate),
-        helpers=helpers,
+        pool=pool,
+        engine=Engine(policy, tokenizer, client, config, mesh, gate, pool),
     )
 
 

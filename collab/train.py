@@ -21,6 +21,7 @@ from collab import sharding
 from collab.assembly import Assembly
 from collab.checkpoint import Checkpointer
 from collab.detectors import alarms, figures
+from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
 from collab.progress import progress
 from collab.rewards import score
@@ -32,7 +33,6 @@ from collab.rl.steps import Steps
 from collab.rl.traces import Synthesiser
 from collab.rl.update import TrainState
 from collab.rollout.episodes import Job
-from collab.rollout.state import FEATURES
 from collab.samples import write_samples
 from collab.strategies import Setting
 from collab.strategies.constant import constant_rules
@@ -64,6 +64,7 @@ class Trainer:
         self.constant_reward: float | None = None  # of the best constant rule after the cold start
         self.warned: set[str] = set()
         self.synthesiser: Synthesiser | None = None  # made when imitation begins
+        self.weakening = Weakening.from_config(self.config.llm.weaken, assembly.task.knowledge)
         self.steps = Steps(
             self.config,
             assembly.policy,
@@ -164,7 +165,7 @@ class Trainer:
                 limits=self.a.engine.limits,
                 settings=self.config.cold_start,
                 teacher=self.a.teacher(),
-                helpers=list(self.a.helpers),
+                helpers=list(self.a.pool.weights),
             )
         traces, unfit_share = self.synthesiser.batch(
             self.problems,
@@ -189,6 +190,7 @@ class Trainer:
                 [*jobs, *constants],
                 temperature=self.config.rollout.temperature,
                 on_done=line.update,
+                weakening=self.weakening,
             )
         episodes = made[: len(jobs)]
         labels = [label_decisions(episode) for episode in episodes]
@@ -220,7 +222,7 @@ class Trainer:
             len(self.problems), min(settings.label_problems, len(self.problems)), replace=False
         )
         kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
-        helpers = self.a.draw_helpers(len(picked), rng)
+        helpers = self.a.pool.draw(len(picked), rng)
         strategy, rate = ("random_rate", 0.5) if settings.judge == "steps" else ("slm_cot", 0.0)
         return [
             Job(
@@ -228,7 +230,7 @@ class Trainer:
                 identity=(self.config.seed, int(index), sample),
                 strategy=strategy,
                 setting=Setting(kinds[(place + sample) % len(kinds)], rate),
-                helper=helpers[place],
+                helpers=helpers[place],
                 episode=f"label-{place}-{sample}",
             )
             for place, index in enumerate(picked)
@@ -240,7 +242,7 @@ class Trainer:
         rng = self._rng(CONSTANTS, 0)
         count = min(self.config.rl.constant_problems, len(self.problems))
         picked = rng.choice(len(self.problems), count, replace=False)
-        helpers = self.a.draw_helpers(count, rng)
+        helpers = self.a.pool.draw(count, rng)
         kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
         return [
             Job(
@@ -248,11 +250,11 @@ class Trainer:
                 identity=(self.config.seed, int(index), 0),
                 strategy="best_constant",
                 setting=setting,
-                helper=helper,
+                helpers=drawn,
                 episode=f"constant-{rule}-{index}",
             )
             for rule, setting in enumerate(constant_rules(kinds))
-            for index, helper in zip(picked, helpers, strict=True)
+            for index, drawn in zip(picked, helpers, strict=True)
         ]
 
     def _constant_rewards(
@@ -276,7 +278,12 @@ class Trainer:
         config, engine = self.config, self.a.engine
         iteration = self.step - self.cold_steps - 1
         jobs = self._jobs(iteration)
-        episodes = engine.run(self.state.params, jobs, temperature=config.rollout.temperature)
+        episodes = engine.run(
+            self.state.params,
+            jobs,
+            temperature=config.rollout.temperature,
+            weakening=self.weakening,
+        )
         terms = [score(episode, config.reward) for episode in episodes]
         batch = self._collate([episode.trace for episode in episodes], rows=len(jobs))
         metrics = assign(
@@ -322,16 +329,16 @@ class Trainer:
     def _jobs(self, iteration: int) -> list[Job]:
         rl, count = self.config.rl, len(self.problems)
         places = range(iteration * rl.problems, (iteration + 1) * rl.problems)
-        helpers = self.a.draw_helpers(rl.problems, self._rng(HELPER, iteration))
+        helpers = self.a.pool.draw(rl.problems, self._rng(HELPER, iteration))
         jobs = []
-        for place, helper in zip(places, helpers, strict=True):
+        for place, drawn in zip(places, helpers, strict=True):
             epoch, offset = divmod(place, count)
             problem = self.problems[int(self._rng(ORDER, epoch).permutation(count)[offset])]
             jobs += [
                 Job(
                     problem=problem,
                     identity=(self.config.seed, place, sample),
-                    helper=helper,
+                    helpers=drawn,
                     episode=f"{iteration}-{place}-{sample}",
                 )
                 for sample in range(rl.samples)
@@ -348,7 +355,7 @@ class Trainer:
             capacity=limits.capacity,
             decisions=limits.max_segments,
             actions=limits.actions,
-            features=len(FEATURES),
+            features=limits.features,
         )
 
     def _write(self, stage: str, metrics: dict[str, Any]) -> dict[str, float]:

@@ -70,25 +70,12 @@ def test_a_folder_keeps_its_tokenizer(
     assert again.encode("my doctor is here .") == first.encode("my doctor is here .")
 
 
-def test_helpers_are_drawn_by_weight_and_by_the_generator(
-    tiny_config: ml_collections.ConfigDict, tmp_path: Path
-) -> None:
-    tiny_config.llm.helpers = ml_collections.ConfigDict(
-        {"often": {"weight": 3.0}, "never": {"weight": 0.0}, "once": {}}
-    )
-    assembled = assemble(tiny_config, str(tmp_path))
-    drawn = assembled.draw_helpers(4000, np.random.default_rng(0))
-    assert drawn == assembled.draw_helpers(4000, np.random.default_rng(0))
-    assert set(drawn) == {"often", "once"}
-    assert abs(drawn.count("often") / 4000 - 0.75) < 0.03
-
-
 def test_without_a_pool_there_is_one_nameless_helper(
     tiny_config: ml_collections.ConfigDict, tmp_path: Path
 ) -> None:
     tiny_config.llm.helpers = ml_collections.ConfigDict()
     assembled = assemble(tiny_config, str(tmp_path))
-    assert assembled.draw_helpers(3, np.random.default_rng(0)) == ["", "", ""]
+    assert assembled.pool.draw(3, np.random.default_rng(0)) == [("",)] * 3
     reply = assembled.client.submit(
         passed(HelpRequest("e", "ask_fact", "nonsense", helper=""))
     ).result()
@@ -136,7 +123,7 @@ def test_a_pool_behind_one_server_is_asked_by_the_helpers_names(
         tiny_config.llm.update({"backend": "openai", "base_url": url, "model": ""})
         assembled = assemble(tiny_config, str(tmp_path))
         jobs = [
-            Job(Problem("p", "who ?", ("x",)), (0, index, 0), "ask_first", helper=helper)
+            Job(Problem("p", "who ?", ("x",)), (0, index, 0), "ask_first", helpers=(helper,))
             for index, helper in enumerate(tiny_config.llm.helpers)
         ]
         assembled.engine.run(assembled.initial_params(), jobs, temperature=1.0)

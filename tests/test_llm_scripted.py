@@ -245,3 +245,23 @@ def test_bad_settings_are_named(changes: dict[str, object], message: str) -> Non
 def test_it_needs_a_task_with_knowledge() -> None:
     with pytest.raises(ValueError, match=r"set task\.name='world'"):
         make_backend("scripted", default_config().llm)
+
+
+def test_a_wordy_helper_says_the_same_in_more_words() -> None:
+    _, plain = ask("ask_solve", CHAIN)
+    _, wordy = ask("ask_solve", CHAIN, verbosity=3)
+    assert wordy.endswith(plain)
+    assert wordy.count(" ; ") == plain.count(" ; ") + 3
+    assert wordy.count(" = ") == plain.count(" = ")
+
+
+def test_filler_ends_at_the_reply_limit_but_statements_do_not() -> None:
+    talk = messages(HelpRequest("e", "ask_solve", CHAIN), "Do it.")
+    plain, short, longer = (
+        backend(verbosity=words)
+        .complete(talk, reply_tokens=tokens, deadline_s=9.0, helper="it")
+        .text
+        for words, tokens in ((0, 8), (50, 8), (50, 80))
+    )
+    assert short == plain
+    assert len(plain) < len(longer) <= 4 * 80

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from collab import sharding, tokenizers
+from collab.llm.pool import Pool
+from collab.llm.weakening import Weakening
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
 from collab.privacy.gate import Screened
@@ -54,7 +56,8 @@ class EchoClient:
 
     def reply(self, request: HelpRequest) -> Feedback:
         word = zlib.crc32(request.text.encode("utf-8", "replace"))
-        return Feedback(KINDS[word % 4], "abcdefghijklmnop"[: word % 14])
+        text = "abcdefghijklmnop"[: word % 14]
+        return Feedback(KINDS[word % 4], text, helper=request.helper)
 
     def submit(self, screened: Screened) -> concurrent.futures.Future[Feedback]:
         request = screened.request
@@ -101,11 +104,12 @@ def make_engine(config: Any, client: Any) -> tuple[Engine, Any]:
 
 def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
     """Random weights with a lively head, and layers that count from the start."""
+    pool = Pool.from_config(config, strength={"one_hop": 0.25, "two_hops": 0.5})
     tokenizer = tokenizers.make_tokenizer(config, corpus=list)
     mesh = sharding.make_mesh(config.mesh)
     names = action_names(tuple(config.requests))
     policy = Policy(transformer_config(config.model, tokenizer.size), len(names))
-    params = init_params(policy, jax.random.key(1), len(FEATURES))
+    params = init_params(policy, jax.random.key(1), len(FEATURES) + len(pool.features))
     keys = iter(jax.random.split(jax.random.key(2), 8))
     for head in ("action_head", "feature_head"):
         params[head] = jax.tree.map(
@@ -116,7 +120,7 @@ def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
         kernel = params["lm"]["layers"][name]["kernel"]
         params["lm"]["layers"][name]["kernel"] = kernel * 10.0
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
-    return Engine(policy, tokenizer, client, config, mesh), params
+    return Engine(policy, tokenizer, client, config, mesh, pool=pool), params
 
 
 def make_jobs(count: int, **kwargs: Any) -> list[Job]:
@@ -136,7 +140,7 @@ def gaps(engine: Engine, params: Any, episodes: list[Any]) -> tuple[float, float
         capacity=limits.capacity,
         decisions=limits.max_segments,
         actions=limits.actions,
-        features=len(FEATURES),
+        features=limits.features,
     )
     decoder = engine.decoder
     logp_BN, logp_BKA = jax.jit(
@@ -450,3 +454,78 @@ def test_legal_actions(tiny_config: Any, state: tuple, expected: set[str]) -> No
     assert {ACTIONS[a] for a in np.flatnonzero(legal_BA[0])} == expected
     assert legal_BA[0, REPLY_ID] == ("reply" in expected)
     assert legal_BA[0, ANSWER_ID] == ("answer" in expected)
+
+
+# --- helpers -------------------------------------------------------------------------------
+
+
+def with_helper_features(config: Any) -> Any:
+    """The tiny config whose head is told who helps."""
+    config.rollout.capacity = 88
+    config.llm.draw = "request"
+    config.model.helper_features = ("id:one_hop", "strength")
+    return config
+
+
+HELPERS = ("one_hop", "two_hops", "three_hops")
+TOLD = {"one_hop": (1.0, 0.25), "two_hops": (0.0, 0.5), "three_hops": (0.0, 0.0)}
+
+
+def test_requests_go_round_the_helpers_and_the_head_knows_whose_turn_it_is(
+    tiny_config: Any, mesh_config: dict[str, int]
+) -> None:
+    config = with_helper_features(on_mesh(tiny_config, mesh_config))
+    engine, params = make_engine(config, EchoClient())
+    episodes = engine.run(params, make_jobs(24, helpers=HELPERS), temperature=1.0)
+    turns = set()
+    for episode in episodes:
+        asked, back = 0, ""
+        for segment, features in zip(episode.segments, episode.trace.features_KF, strict=True):
+            expected = back or HELPERS[asked % 3]
+            assert tuple(features[-2:].tolist()) == TOLD[expected]
+            if segment.feedback is not None:
+                assert segment.feedback.helper == expected
+                turns.add((segment.action == REPLY, expected))
+                asked += segment.action != REPLY
+                back = expected if segment.feedback.kind is FeedbackKind.CLARIFY else ""
+    assert {(False, "one_hop"), (False, "two_hops"), (True, "one_hop")} <= turns
+    token_gap, head_gap = gaps(engine, params, episodes)
+    assert max(token_gap, head_gap) < 1e-4
+    assert engine.programs() == {"admit": 1, "feed": 1, "advance": 1}
+
+
+def test_the_head_can_prefer_a_helper(tiny_config: Any) -> None:
+    """A weight on the identity feature alone moves the choice where that helper's turn is."""
+    engine, params = make_engine(with_helper_features(tiny_config), EchoClient())
+    kernel = params["feature_head"]["kernel"].at[-2, FIRST_REQUEST_ID:].set(50.0)
+    liked = {**params, "feature_head": {"kernel": kernel}}
+    for helper, is_asked in (("one_hop", True), ("three_hops", False)):
+        jobs = make_jobs(6, helpers=(helper,))
+        plain = engine.run(params, jobs, temperature=0.0)
+        now = engine.run(liked, jobs, temperature=0.0)
+        assert is_asked == all(episode.exchanges for episode in now)
+        assert is_asked or same(plain, now)
+
+
+class Nothing:
+    """A task's knowledge that understands nothing."""
+
+    def resolve(self, text: str) -> None:
+        return None
+
+    def wrong_answer(self, step: Step, rng: np.random.Generator) -> str:
+        raise AssertionError
+
+
+def test_weakened_replies_do_not_depend_on_arrival_and_are_counted(tiny_config: Any) -> None:
+    engine, params = make_engine(on_mesh(tiny_config, {"data": 1}), EchoClient())
+    jobs, weakening = make_jobs(12), Weakening(Nothing(), drop=0.5, shorten=0.5, wrong=0.0)
+    plain = engine.run(params, jobs, temperature=1.0)
+    assert engine.counters["replies_weakened"] == 0
+    weak = engine.run(params, jobs, temperature=1.0, weakening=weakening)
+    assert engine.counters["replies_weakened"] > 0
+    assert not same(plain, weak)
+    engine.client = ShuffledClient(0)
+    assert same(weak, engine.run(params, jobs, temperature=1.0, weakening=weakening))
+    failures = {e.feedback.failure for episode in weak for e in episode.exchanges}
+    assert failures == {None, "dropped"}

@@ -32,7 +32,7 @@ def synthesiser(assembly: Assembly, **settings: Any) -> Synthesiser:
         limits=assembly.engine.limits,
         settings=assembly.config.cold_start.to_dict() | {"batch": 24} | settings,
         teacher=assembly.teacher(),
-        helpers=list(assembly.helpers),
+        helpers=list(assembly.pool.weights),
     )
 
 

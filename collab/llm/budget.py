@@ -26,6 +26,10 @@ class Prices:
     def __init__(self, rows: Iterable[tuple[str, float, float, float]]) -> None:
         self._by_name = {name: (prompt, cached, said) for name, prompt, cached, said in rows}
 
+    def completion_usd(self, name: str) -> float:
+        """Dollars per million completion tokens."""
+        return self._by_name.get(name, self._by_name[""])[2]
+
     def usd(self, name: str, completion: Completion) -> float:
         """The price of one completion. Unknown counts are 0, as is a cached count by itself."""
         prompt_price, cached_price, said_price = self._by_name.get(name, self._by_name[""])

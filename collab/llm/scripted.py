@@ -25,6 +25,12 @@ JOINER = " ; "
 EQUALS = " = "
 UNKNOWN = "I do not know"
 RIGHT = "right"
+FILLER = (  # no " = " and no " ; " in them: they state nothing
+    "let me think about this",
+    "that is a good question",
+    "as far as i know it is as follows",
+    "i hope that this helps you",
+)
 DEFAULT_HELPER = "scripted"  # the defaults of `llm.scripted`; also what an empty name means
 CONTEXT_TOKENS = 32_768  # a longer talk is refused, as any server would
 _STATEMENT_END = re.compile(rf"\s;|;(?=[^;]*{EQUALS})")
@@ -38,6 +44,7 @@ class Strength:
     knowledge_share: float
     error_rate: float
     asks_back: bool
+    verbosity: int
     latency_s: float
     latency_sigma: float
     weight: float
@@ -54,7 +61,7 @@ class Strength:
         for key in ("knowledge_share", "error_rate"):
             if not 0.0 <= values[key] <= 1.0:
                 raise ValueError(f"{name}.{key}={values[key]} must lie in [0, 1]")
-        for key in ("hops", "latency_s", "latency_sigma", "weight"):
+        for key in ("hops", "verbosity", "latency_s", "latency_sigma", "weight"):
             if not 0.0 <= values[key] < math.inf:
                 raise ValueError(f"{name}.{key}={values[key]} must be 0 or more")
         return cls(**values)
@@ -96,7 +103,7 @@ class ScriptedBackend:
     def complete(
         self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
     ) -> Completion:
-        """The reply in JSON form. `reply_tokens` is for wordy models: statements are not cut here.
+        """The reply in JSON form. Statements are not cut to `reply_tokens`, but filler ends there.
 
         Raises: ModelNotFound, ContextTooLong, BadRequest (no user message).
         """
@@ -104,8 +111,10 @@ class ScriptedBackend:
         if prompt_tokens > CONTEXT_TOKENS:
             raise errors.ContextTooLong(f"the talk exceeds {CONTEXT_TOKENS} tokens")
         latency_s = self.latency_s(messages, helper)  # also knows whether the helper exists
-        kind, text = self._reply(_user_requests(messages), helper or DEFAULT_HELPER)
-        reply = written_feedback(kind, text)
+        requests = _user_requests(messages)
+        kind, text = self._reply(requests, helper or DEFAULT_HELPER)
+        room = reply_tokens - estimated_tokens(written_feedback(kind, text))
+        reply = written_feedback(kind, f"{self._filler(requests, helper, room)}{text}")
         return Completion(reply, prompt_tokens, estimated_tokens(reply), latency_s)
 
     def latency_s(self, messages: Sequence[Message], helper: str) -> float:
@@ -204,6 +213,17 @@ class ScriptedBackend:
         if resolution is None or resolution.missing is None or not told:
             return resolution
         return self._knowledge.resolve(JOINER.join([text, *told])) or resolution
+
+    def _filler(self, requests: list[tuple[str, str]], helper: str, room: int) -> str:
+        """Sentences without content, as many as the helper is wordy and `room` tokens hold."""
+        name, said = helper or DEFAULT_HELPER, ""
+        for index in range(self._strengths[name].verbosity):
+            draw = self._hash("filler", name, requests[-1][1], str(index))
+            more = f"{said}{FILLER[draw % len(FILLER)]}{JOINER}"
+            if estimated_tokens(more) > room:
+                break
+            said = more
+        return said
 
     # --- what it is made of ----------------------------------------------------------------
 

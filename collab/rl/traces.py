@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from collab.rollout.state import FEATURES, Limits, legal_actions
+from collab.rollout.state import Limits, legal_actions
 from collab.tokenizers import Tokenizer
 from collab.types import (
     ANSWER_ID,
@@ -104,7 +104,7 @@ class TraceWriter:
             action_K=np.array(self.actions, np.int32),
             action_logp_K=np.zeros(count, np.float32),
             legal_KA=np.array(self.legal).reshape(count, self.limits.actions),
-            features_KF=np.zeros((count, len(FEATURES)), np.float32),
+            features_KF=np.zeros((count, self.limits.features), np.float32),
         )
 
     def _extend(self, ids: Sequence[int], *, written: bool) -> None:

@@ -61,6 +61,7 @@ class Admission:
     rule: Rule
     gold_BH: jax.Array
     gold_is_local_BH: jax.Array
+    helper_BE: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -75,6 +76,7 @@ class Replies:
     tokens_FR: jax.Array
     count_F: jax.Array
     is_asked_back_F: jax.Array
+    helper_FE: jax.Array  # features of the helper whose turn is next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Decoder:
                 rule=new.rule,
                 gold_BH=new.gold_BH,
                 gold_is_local_BH=new.gold_is_local_BH,
+                helper_BE=new.helper_BE,
             )
             placed = jax.tree.map(place, dataclasses.replace(rows, cache=()), blank)
             return dataclasses.replace(placed, cache=jax.tree.map(place_prefix, rows.cache, cache))
@@ -162,6 +165,7 @@ class Decoder:
                 features_BF=put(rows.features_BF, 0.0),
                 is_drafted_B=put(rows.is_drafted_B, False),
                 is_asked_back_B=put(rows.is_asked_back_B, replies.is_asked_back_F),
+                helper_BE=put(rows.helper_BE, replies.helper_FE),
             )
 
     def advance(
@@ -246,7 +250,8 @@ class Decoder:
         asks_B = rows.asks_B / self.limits.max_asks
         segments_B = rows.decisions_B / self.limits.max_segments
         return jnp.concatenate(
-            [rows.features_BF[:, :-2], asks_B[:, None], segments_B[:, None]], axis=-1
+            [rows.features_BF[:, :-2], asks_B[:, None], segments_B[:, None], rows.helper_BE],
+            axis=-1,
         )
 
     def _decide(

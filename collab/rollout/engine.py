@@ -17,6 +17,8 @@ import numpy as np
 
 from collab import sharding, strategies
 from collab.config import request_names
+from collab.llm.pool import Pool
+from collab.llm.weakening import Weakening
 from collab.models.policy import Policy
 from collab.privacy.gate import Gate, Screened, restored
 from collab.rollout.decode import Admission, Decoder, Replies
@@ -46,6 +48,7 @@ from collab.types import (
 GOLD_STEPS = 8  # known solution steps a row can hold, for the oracle
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this
 POLL_S = 0.05
+WEAKENING = 1  # stream of chance within an episode
 
 
 class HelpClient(Protocol):
@@ -71,12 +74,19 @@ class Engine:
         config: Any,
         mesh: jax.sharding.Mesh,
         gate: Gate | None = None,
+        pool: Pool | None = None,
     ) -> None:
-        """gate: what every request goes through; by default one that is open."""
+        """gate: what every request goes through; by default one that is open.
+
+        pool: what the head is told of helpers; by default nothing.
+        """
         self.config, self.client, self.tokenizer, self.mesh = config, client, tokenizer, mesh
         self.gate = gate or Gate("off")
         self.names = action_names(request_names(config))
-        self.limits = Limits.of(config.rollout, len(self.names))
+        self.pool = pool or Pool({"": 1.0})
+        self.limits = Limits.of(
+            config.rollout, len(self.names), helper_features=len(self.pool.features)
+        )
         self.rules = {
             name: rule
             for name, rule in strategies.load_all().items()
@@ -123,13 +133,15 @@ class Engine:
         *,
         temperature: float,
         on_done: Callable[[int], None] = lambda count: None,
+        weakening: Weakening | None = None,
     ) -> list[Episode]:
         """Make all episodes, in the order of `jobs`. on_done: called with newly finished counts.
 
         temperature: 0 is greedy. A prompt too long for the capacity gives CONTEXT_FULL, unrun.
+        weakening: what happens to replies before they are read.
         """
-        self.counters = collections.Counter(replies_cut=0, tokens_prefilled=0)
-        run = _Run(self, params, jobs, temperature)
+        self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)
+        run = _Run(self, params, jobs, temperature, weakening)
         while not run.is_finished():
             before = run.finished
             run.turn()
@@ -142,9 +154,14 @@ class _Run:
     """One call of `Engine.run`: queue, occupied rows, futures, results."""
 
     def __init__(
-        self, engine: Engine, params: Params, jobs: Sequence[Job], temperature: float
+        self,
+        engine: Engine,
+        params: Params,
+        jobs: Sequence[Job],
+        temperature: float,
+        weakening: Weakening | None,
     ) -> None:
-        self.engine, self.params, self.jobs = engine, params, jobs
+        self.engine, self.params, self.jobs, self.weakening = engine, params, jobs, weakening
         self.temperature = engine.put_whole(np.float32(temperature))
         self.results: list[Episode | None] = [None] * len(jobs)
         self.finished = 0
@@ -157,7 +174,7 @@ class _Run:
             if engine.rules[job.strategy].mode == "opening":
                 room -= engine.limits.reply_tokens
             if len(self._prompt(job)) > room:
-                self.results[index] = unrun_episode(job, engine.limits.actions)
+                self.results[index] = unrun_episode(job, engine.limits)
                 self.finished += 1
             else:
                 self.queue.append(index)
@@ -241,6 +258,7 @@ class _Run:
         threshold_B = np.zeros(B, np.float32)
         gold_BH = np.zeros((B, GOLD_STEPS), np.uint32)
         local_BH = np.zeros((B, GOLD_STEPS), bool)
+        helper_BE = np.zeros((B, engine.limits.helper_features), np.float32)
         prompts: dict[tuple[int, ...], int] = {}
         openings: list[tuple[int, InFlight, str]] = []
         taken = 0
@@ -258,6 +276,7 @@ class _Run:
             source_B[b], identity_BI[b] = prompts[prompt], job.identity
             index_B[b] = engine.rule_index[job.strategy]
             kind_B[b], threshold_B[b] = job.setting.kind, job.setting.threshold
+            helper_BE[b] = engine.pool.features_of(entry.helper)
             for h, step in enumerate(job.problem.steps[:GOLD_STEPS]):
                 gold_BH[b, h] = hash_tokens(engine.tokenizer.encode(step.statement))
                 local_BH[b, h] = step.is_local
@@ -271,10 +290,10 @@ class _Run:
         engine.counters["tokens_prefilled"] += sum(len(prompt) for prompt in prompts)
         by_row = sharding.put_rows(
             (source_B, identity_BI, phase_B, asks_B, (index_B, kind_B, threshold_B), gold_BH,
-             local_BH),
+             local_BH, helper_BE),
             engine.mesh,
         )  # fmt: skip
-        source, identity, phase, asks, rule, gold, local = by_row
+        source, identity, phase, asks, rule, gold, local, helper = by_row
         prompts_on_device, length = engine.put_whole((prompts_PS, length_P))
         new = Admission(
             prompts_PS=prompts_on_device,
@@ -286,6 +305,7 @@ class _Run:
             rule=Rule(*rule),
             gold_BH=gold,
             gold_is_local_BH=local,
+            helper_BE=helper,
         )
         engine.rows = engine._admit(self.params, engine.rows, new)
         for b, entry, text in openings:
@@ -306,7 +326,7 @@ class _Run:
             kind=kind,
             text=outgoing(text, entry.job.problem, engine.config.llm.share),
             history=tuple(entry.exchanges),
-            helper=entry.job.helper,
+            helper=entry.helper,
             reply_tokens=engine.config.llm.reply_tokens,
         )
         if engine.client.is_down:
@@ -325,20 +345,32 @@ class _Run:
         for first in range(0, len(arrived), F):
             row_F, count_F = np.full(F, B, np.int32), np.zeros(F, np.int32)
             tokens_FR, back_F = np.zeros((F, R), np.int32), np.zeros(F, bool)
+            helper_FE = np.zeros((F, engine.limits.helper_features), np.float32)
             for f, b in enumerate(arrived[first : first + F]):
                 entry, feedback = self.row[b], self.futures.pop(b).result()
                 assert entry is not None
                 feedback = dataclasses.replace(
                     feedback, text=restored(feedback.text, entry.placeholders)
                 )
+                feedback = self._weakened(feedback, entry)
                 ids, is_cut = engine.tokenizer.feedback(feedback.kind, feedback.text, R)
                 engine.counters["replies_cut"] += is_cut
                 row_F[f], count_F[f], tokens_FR[f, : len(ids)] = b, len(ids), ids
                 back_F[f] = feedback.kind is FeedbackKind.CLARIFY
                 sent = entry.exchanges[-1]
                 entry.exchanges[-1] = Exchange(sent.kind, sent.request, feedback)
-            whole = engine.put_whole((row_F, tokens_FR, count_F, back_F))
+                helper_FE[f] = engine.pool.features_of(entry.helper)
+            whole = engine.put_whole((row_F, tokens_FR, count_F, back_F, helper_FE))
             engine.rows = engine._feed(self.params, engine.rows, Replies(*whole))
+
+    def _weakened(self, feedback: Feedback, entry: InFlight) -> Feedback:
+        """The reply as this episode reads it, by chance of its own: no other reply moves it."""
+        if self.weakening is None:
+            return feedback
+        rng = np.random.default_rng((*entry.job.identity, WEAKENING, len(entry.exchanges)))
+        weakened = self.weakening.apply(feedback, entry.exchanges[-1].request, rng)
+        self.engine.counters["replies_weakened"] += weakened != feedback
+        return weakened
 
 
 def outgoing(text: str, problem: Problem, share: str) -> str:

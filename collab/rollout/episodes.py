@@ -11,13 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from collab import strategies
-from collab.rollout.state import FEATURES, Rows
+from collab.llm.pool import together
+from collab.rollout.state import Limits, Rows
 from collab.tokenizers import Tokenizer
 from collab.types import (
     ANSWER,
+    REPLY,
     REPLY_ID,
     Episode,
     Exchange,
+    FeedbackKind,
     Problem,
     Segment,
     Status,
@@ -27,13 +30,16 @@ from collab.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One episode to make. `identity` is (seed, problem, sample): all its randomness."""
+    """One episode to make. `identity` is (seed, problem, sample): all its randomness.
+
+    helpers: the k-th request goes to the k-th of them, in a circle.
+    """
 
     problem: Problem
     identity: tuple[int, int, int]
     strategy: str = "learned"
     setting: strategies.Setting = strategies.Setting()
-    helper: str = ""
+    helpers: tuple[str, ...] = ("",)
     episode: str = ""
 
 
@@ -48,8 +54,16 @@ class InFlight:
     placeholders: tuple[tuple[str, str], ...] = ()  # of the newest request, as the gate made them
     has_failed: bool = False
 
+    @property
+    def helper(self) -> str:
+        """Whose turn it is; who asked back is answered before the next helper has its turn."""
+        if self.exchanges and self.exchanges[-1].feedback.kind is FeedbackKind.CLARIFY:
+            return self.exchanges[-1].feedback.helper
+        asked = sum(exchange.kind != REPLY for exchange in self.exchanges)
+        return self.job.helpers[asked % len(self.job.helpers)]
 
-def empty_trace(actions: int) -> Trace:
+
+def empty_trace(actions: int, features: int) -> Trace:
     """The trace of an episode in which the SLM did nothing."""
     return Trace(
         tokens_S=np.zeros(0, np.int32),
@@ -59,14 +73,22 @@ def empty_trace(actions: int) -> Trace:
         action_K=np.zeros(0, np.int32),
         action_logp_K=np.zeros(0, np.float32),
         legal_KA=np.zeros((0, actions), bool),
-        features_KF=np.zeros((0, len(FEATURES)), np.float32),
+        features_KF=np.zeros((0, features), np.float32),
     )
 
 
-def unrun_episode(job: Job, actions: int) -> Episode:
+def unrun_episode(job: Job, limits: Limits) -> Episode:
     """The episode of a job whose prompt leaves no room for an answer."""
-    sample, status, trace = job.identity[2], Status.CONTEXT_FULL, empty_trace(actions)
-    return Episode(job.problem, sample, status, (), "", trace, job.helper, job.strategy)
+    return Episode(
+        problem=job.problem,
+        sample=job.identity[2],
+        status=Status.CONTEXT_FULL,
+        segments=(),
+        answer="",
+        trace=empty_trace(limits.actions, limits.features),
+        helper=together(job.helpers),
+        strategy=job.strategy,
+    )
 
 
 def finished_episode(
@@ -102,7 +124,7 @@ def finished_episode(
         segments=tuple(segments),
         answer=answer,
         trace=trace,
-        helper=entry.job.helper,
+        helper=together(entry.job.helpers),
         strategy=entry.job.strategy,
     )
 

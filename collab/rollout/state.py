@@ -1,6 +1,7 @@
 """Device records of a rollout: the rows in flight, their limits, the head's features.
 
-B rows, T capacity, K decisions, A actions, F features, H known solution steps. A row's context is
+B rows, T capacity, K decisions, A actions, F features, E of them about the helper, H known solution
+steps. A row's context is
 `tokens_BT[b, :length_B[b]]`, right-padded; the last token of it is the only one whose keys and
 values are not in the cache yet. Pure code; what happens to the rows is in `collab.rollout.decode`.
 """
@@ -22,7 +23,8 @@ from collab.types import ANSWER_ID, FIRST_REQUEST_ID, REPLY_ID, THINK_ID
 # Phases of a row.
 FREE, DECIDE, WRITE, WAIT, DONE = 0, 1, 2, 3, 4
 
-# What the head is told about the draft it decides on. Zero at the start and after a reply.
+# What the head is told about the draft it decides on. Zero at the start and after a reply. Features
+# of the helper (`collab.llm.pool`) follow them where the config asks for such.
 FEATURES = (
     "max_nll",  # nats, the least likely token; each of the first four is cut at 4
     "mean_nll",
@@ -48,12 +50,19 @@ class Limits:
     reply_tokens: int
     draft_first: bool
     actions: int
+    helper_features: int = 0
 
     @classmethod
-    def of(cls, rollout: Mapping[str, Any], actions: int) -> Limits:
-        """From `config.rollout`."""
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "actions"]
-        return cls(**{name: rollout[name] for name in names}, actions=actions)
+    def of(cls, rollout: Mapping[str, Any], actions: int, *, helper_features: int = 0) -> Limits:
+        """From `config.rollout`. helper_features: E, figures that the head has of a helper."""
+        given: dict[str, Any] = {"actions": actions, "helper_features": helper_features}
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in given]
+        return cls(**{name: rollout[name] for name in names}, **given)
+
+    @property
+    def features(self) -> int:
+        """F, all that the head reads beside the hidden state."""
+        return len(FEATURES) + self.helper_features
 
     @property
     def answer_room(self) -> int:
@@ -159,7 +168,8 @@ class Rows:
     gold_BH: jax.Array  # uint32, hash of each true statement; 0 = none
     gold_is_local_BH: jax.Array
     draft: Draft
-    features_BF: jax.Array  # of the last draft; the two budget features are added when read
+    features_BF: jax.Array  # FEATURES of the last draft; the two of the budget come when read
+    helper_BE: jax.Array  # features of the helper that a request would go to now
     is_drafted_B: jax.Array  # the last segment was a draft
     is_draft_true_B: jax.Array  # it equals a true statement
     is_draft_local_B: jax.Array  # one that the private notes hold
@@ -176,7 +186,7 @@ class Rows:
 
 def empty_rows(config: TransformerConfig, limits: Limits, *, rows: int, steps: int) -> Rows:
     """All rows free. steps: H, the number of known solution steps a row can hold."""
-    T, K, A, F = limits.capacity, limits.max_segments, limits.actions, len(FEATURES)
+    T, K, A, F = limits.capacity, limits.max_segments, limits.actions, limits.features
 
     def ints(*shape: int) -> jax.Array:
         return jnp.zeros((rows, *shape), jnp.int32)
@@ -205,7 +215,8 @@ def empty_rows(config: TransformerConfig, limits: Limits, *, rows: int, steps: i
         gold_BH=words(steps),
         gold_is_local_BH=bools(steps),
         draft=Draft.empty(rows),
-        features_BF=floats(F),
+        features_BF=floats(len(FEATURES)),
+        helper_BE=floats(limits.helper_features),
         is_drafted_B=bools(),
         is_draft_true_B=bools(),
         is_draft_local_B=bools(),
