@@ -99,7 +99,7 @@ def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], li
         made = assembled.engine.run(assembled.initial_params(), jobs, temperature=1.0)
         evaluator = Evaluator(assembled, assembled.initial_params())
         candidate = Candidate("llm_alone", Setting(FIRST_REQUEST_ID))
-        alone = evaluator._llm_alone([PROBLEM], [""], candidate, lambda count: None)
+        alone = evaluator._llm_alone([PROBLEM], [("",)], candidate, lambda count: None)
         assembled.close()
     return [*made, *alone], backend.heard
 
