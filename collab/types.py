@@ -55,12 +55,14 @@ class PrivateUnit:
     """A span of the private notes that should stay on the machine.
 
     sensitivity: weight of this unit in the leak term, >= 0; a problem's weights are normalised
-    by their sum.
+    by their sum. is_needed: the question can't be answered without its value; any other unit could
+    be replaced.
     """
 
     text: str
     kind: str
     sensitivity: float = 1.0
+    is_needed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

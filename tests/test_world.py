@@ -269,7 +269,7 @@ def test_a_record_keeps_every_value_of_units_and_steps(
         question='quote " and \\ and \n',
         answers=("one", "zwei ü"),
         notes="",
-        units=(PrivateUnit("3 may 1984", "birth date", 0.1),),
+        units=(PrivateUnit("3 may 1984", "birth date", 0.1), PrivateUnit("ä", "b", 1.0, True)),
         steps=(
             Step("q", "a", True, None),
             Step("r", "b", False, False),

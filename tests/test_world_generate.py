@@ -89,6 +89,7 @@ def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowher
             [step.query for step in _world_steps(problem)]
         )
         needed += bool(leaked[0])
+        assert leaked[0] == {at for at, unit in enumerate(problem.units) if unit.is_needed}
         assert len(leaked[0]) <= 1
         assert not any(leaked[1:])
     assert needed / len(problems) == pytest.approx(0.2, abs=0.05)

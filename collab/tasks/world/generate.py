@@ -78,8 +78,9 @@ class Generator:
         relations = (*((shape.local,) if shape.local else ()), *composition.relations)
         chain = Chain(shape.reference or composition.head, relations, shape.reference is not None)
         shown = _shown(values, shape, rng)
+        needed = shape.reference if shape.local is None else None  # a pivot is no unit
         units = tuple(
-            PrivateUnit(values[kind], kind, weight)
+            PrivateUnit(values[kind], kind, weight, is_needed=kind == needed)
             for kind, weight in SENSITIVITY.items()
             if kind in values
         )

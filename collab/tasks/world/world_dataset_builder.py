@@ -6,8 +6,6 @@ several settings stand side by side.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import pathlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -15,17 +13,18 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from collab.config import default_config
+from collab.tasks import records
 from collab.tasks.world.entities import World
 from collab.tasks.world.generate import SPLITS, Generator
-from collab.tasks.world.records import Problems, features, to_record
 from collab.tasks.world.schema import Settings
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Writes the three splits of one world."""
 
-    VERSION = tfds.core.Version("1.2.0")  # raise it whenever the same settings give other problems
+    VERSION = tfds.core.Version("1.3.0")  # raise it whenever the same settings give other problems
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.3.0": "Units say whether the question needs them.",
         "1.2.0": "The notes tell of one other person.",
         "1.1.0": "In the notes, values follow what they are the value of.",
         "1.0.0": "First release.",
@@ -38,7 +37,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         # Kept in order: data order is a function of (seed, step) alone.
-        return self.dataset_info_from_configs(features=features(), disable_shuffling=True)
+        return self.dataset_info_from_configs(features=records.features(), disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
@@ -52,14 +51,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, generator: Generator, split: str, count: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(count):
-            yield index, to_record(generator.problem(split, index))
+            yield index, records.to_record(generator.problem(split, index))
 
 
-def prepared(settings: Settings, data_dir: str) -> dict[str, Problems]:
+def prepared(settings: Settings, data_dir: str) -> dict[str, records.Problems]:
     """Every split, prepared under `data_dir` on first use."""
     folder = pathlib.Path(data_dir) / f"world-{settings.digest}"
     builder = Builder(settings=settings, data_dir=str(folder), file_format="array_record")
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads, and there are none
-        builder.download_and_prepare()
-    return {split: Problems(builder.as_data_source(split)) for split in SPLITS}
+    return records.prepared(builder, SPLITS)
