@@ -17,8 +17,10 @@ from collab.types import PrivateUnit, Problem, Step
 
 
 def features() -> tfds.features.FeaturesDict:
-    """Lines of JSON: units are [text, kind, sensitivity, is_needed], steps are
-    [query, answer, is_local, is_known or null].
+    """Units and steps are lines of JSON.
+
+    A unit is [text, kind, sensitivity, is_needed], a step [query, answer, is_local, is_known or
+    null].
     """
     return tfds.features.FeaturesDict(
         {
@@ -40,9 +42,7 @@ def to_record(problem: Problem) -> dict[str, Any]:
         "answers": list(problem.answers),
         "notes": problem.notes,
         "units": [
-            json.dumps(
-                [unit.text, unit.kind, unit.sensitivity, unit.is_needed], ensure_ascii=False
-            )
+            json.dumps([unit.text, unit.kind, unit.sensitivity, unit.is_needed], ensure_ascii=False)
             for unit in problem.units
         ],
         "steps": [

@@ -7,15 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from collab.tasks import mentions
+from collab.tasks.mentions import Mention
 from collab.tasks.world import language
 from collab.tasks.world.entities import World
 from collab.tasks.world.generate import SPLITS
 from collab.tasks.world.reading import WorldKnowledge
-from collab.tasks.world.schema import PERSON, Settings
+from collab.tasks.world.schema import CITY, COUNTRY, ORGANISATION, PERSON, Settings
 from collab.tasks.world.world_dataset_builder import prepared
 from collab.types import Problem, Step
 
 _CORPUS_PROBLEMS = 512  # training problems whose texts teach the tokenizer
+_SORTS = {
+    PERSON: mentions.PERSON,
+    CITY: mentions.PLACE,
+    COUNTRY: mentions.PLACE,
+    ORGANISATION: mentions.ORGANISATION,
+}
 
 
 class WorldTask:
@@ -34,6 +42,12 @@ class WorldTask:
         if split not in self._splits:
             raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
         return self._splits[split]
+
+    def mentions(self, problem: Problem) -> Sequence[Mention]:
+        """The entity that a question begins from by name; none for a film, or for "my ..."."""
+        found = language.relation_of(problem.steps[0].query)
+        sort = _SORTS.get(self.world.type_of[found[1]]) if found else None
+        return [Mention(found[1], sort)] if found and sort else []
 
     def corpus(self) -> Sequence[str]:
         statements = [
