@@ -44,6 +44,13 @@ def default_config() -> ml_collections.ConfigDict:
                     "held_out_share": 0.2,  # of facts, in no training question
                     "leak_needed_share": 0.2,  # of questions that can't be asked without a unit
                 },
+                "privatise": {  # another task with a private profile in its notes
+                    "base": "world",  # any other row of collab.tasks.TASKS
+                    "seed": 0,
+                    # of questions in which a value can stand open, that need it from the profile
+                    "needed_share": 0.5,
+                    "distractors": 3,  # private units a question that it does not need
+                },
             },
             "tokenizer": {
                 "kind": "sentencepiece",  # byte, sentencepiece (trained on the task), gguf, hf

@@ -23,6 +23,12 @@ def validate(config: Any) -> None:
     _check_rollout(config)
     _check_help(config)
     _check_learning(config)
+    _require(
+        config.task.privatise.distractors <= MOST_DISTRACTORS,
+        f"task.privatise.distractors={config.task.privatise.distractors} must be at most "
+        f"{MOST_DISTRACTORS}: there are twelve kinds of units, some of which the base task's notes "
+        f"or the question take up; try task.privatise.distractors={MOST_DISTRACTORS}",
+    )
 
 
 def _require(holds: bool, message: str) -> None:
@@ -59,6 +65,7 @@ AT_LEAST_ONE = (
     "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
     "reward.token_reference",
 )  # fmt: skip
+MOST_DISTRACTORS = 8
 POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",

@@ -186,7 +186,7 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
 FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
 FIXED_BY_CHECKPOINT = ("model.preset", "model.helper_features")
-FIXED_BY_RUN = ("task.name", "task.world.")
+FIXED_BY_RUN = ("task.name", "task.world.", "task.privatise.")
 FIXED_BY_PROGRESS = ("seed", "cold_start.steps")
 
 

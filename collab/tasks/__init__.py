@@ -12,6 +12,7 @@ TASKS = {
     "world": "collab.tasks.world:WorldTask",
     "gsm": "collab.tasks.gsm:GsmTask",
     "fanout": "collab.tasks.fanout:FanoutTask",
+    "privatise": "collab.tasks.privatise:privatise_task",
 }
 
 # Modules that only an extra of setup.py brings, and that extra.
