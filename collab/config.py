@@ -114,6 +114,10 @@ def default_config() -> ml_collections.ConfigDict:
                     "episode": {"usd": 0.0, "requests": 0, "tokens": 0},
                 },
                 "cache": True,  # identical requests are paid once in a process
+                "probe": {
+                    # asked of each helper to tell how strong it is, when a mode starts; 0 = none
+                    "requests": 0,
+                },
                 # a file of replies: off, record, replay, replay_or_call (resume without paying)
                 "replay": "off",
                 "replay_file": "",  # "" = <workdir>/replay.sqlite
@@ -208,6 +212,13 @@ def default_config() -> ml_collections.ConfigDict:
                 "strategies": (),  # () = every row of collab.strategies.STRATEGIES
                 "bootstrap": 2000,  # resamples
                 "greedy": True,
+                # nats on the learned policy's logits of requests, above 0 it asks more; auto:
+                # <workdir>/calibration.json, where it is for this checkpoint and helper, else 0
+                "ask_bias": "auto",
+            },
+            "calibrate": {
+                "ask_rate": 0.0,  # asks per validation question to come to; 0 = best reward
+                "tolerance": 0.02,  # of it
             },
             "log": {
                 "every": 1,  # iterations between metric lines

@@ -59,10 +59,20 @@ class Evaluation:
 
 
 class Evaluator:
-    """Runs strategies. cold: weights after the cold start, or None to use the trained ones only."""
+    """Runs strategies. cold: weights after the cold start, or None to use the trained ones only.
 
-    def __init__(self, assembly: Assembly, params: Params, cold: Params | None = None) -> None:
-        self.a, self.config = assembly, assembly.config
+    ask_bias: the learned policy's threshold (`strategies.learned`).
+    """
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        params: Params,
+        cold: Params | None = None,
+        *,
+        ask_bias: float = 0.0,
+    ) -> None:
+        self.a, self.config, self.ask_bias = assembly, assembly.config, ask_bias
         self.weights = {TRAINED: params} | ({COLD: cold} if cold is not None else {})
         self.table = strategies.load_all()
         self.kinds = range(FIRST_REQUEST_ID, len(assembly.engine.names))
@@ -81,18 +91,24 @@ class Evaluator:
         if "cascade" in chosen:
             by_name["cascade"] = _cascade(by_name, chosen["cascade"].setting.threshold)
         outcomes = [
-            outcome(
-                name,
-                episode,
-                score(episode, self.config.reward),
-                task=self.a.task.name,
-                helper=self.a.helper,
-                split="test",
-            )
-            for name in wanted
-            for episode in by_name[name]
+            self._outcome(name, episode, "test") for name in wanted for episode in by_name[name]
         ]
         return Evaluation(outcomes, chosen, by_name)
+
+    def sweep(self, biases: Sequence[float], split: str) -> dict[float, list[Outcome]]:
+        """Outcomes of the learned policy on a split under each ask bias, in one batch."""
+        candidates = {bias: Candidate("learned", Setting(threshold=bias)) for bias in biases}
+        problems, label = self.a.task.problems(split), f"{split}, {len(candidates)} ask biases"
+        made = self._episodes(list(candidates.values()), problems, label)
+        return {
+            bias: [self._outcome("learned", episode, split) for episode in made[candidate]]
+            for bias, candidate in candidates.items()
+        }
+
+    def _outcome(self, name: str, episode: Episode, split: str) -> Outcome:
+        terms = score(episode, self.config.reward)
+        task, helper = self.a.task.name, self.a.helper
+        return outcome(name, episode, terms, task=task, helper=helper, split=split)
 
     # --- choosing on the validation split --------------------------------------------------
 
@@ -100,10 +116,14 @@ class Evaluator:
         """The best candidate of every wanted strategy, and of those that a cascade joins."""
         needed = list(dict.fromkeys([*wanted, *(NEEDED_BY_CASCADE if "cascade" in wanted else ())]))
         problems = self.a.task.problems("validation")
-        learned = {weights: Candidate("learned", weights=weights) for weights in self.weights}
+        setting = Setting(threshold=self.ask_bias)
+        learned = {weights: Candidate("learned", setting, weights) for weights in self.weights}
         first = self._episodes(list(learned.values()), problems, "validation, learned")
         rates = {
-            weights: learned_rates(first[learned[TRAINED]], first[candidate], self.kinds)
+            weights: dataclasses.replace(
+                learned_rates(first[learned[TRAINED]], first[candidate], self.kinds),
+                ask_bias=self.ask_bias,
+            )
             for weights, candidate in learned.items()
         }
         candidates = [

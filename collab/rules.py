@@ -29,6 +29,7 @@ def validate(config: Any) -> None:
         f"{MOST_DISTRACTORS}: there are twelve kinds of units, some of which the base task's notes "
         f"or the question take up; try task.privatise.distractors={MOST_DISTRACTORS}",
     )
+    _check_ask_rate(config)
 
 
 def _require(holds: bool, message: str) -> None:
@@ -66,7 +67,7 @@ AT_LEAST_ONE = (
     "reward.token_reference",
 )  # fmt: skip
 MOST_DISTRACTORS = 8
-POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm")
+POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "calibrate.tolerance")
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
     "llm.retry_refill", "llm.weaken.drop", "llm.weaken.shorten", "llm.weaken.wrong",
@@ -227,4 +228,18 @@ def _check_learning(config: Any) -> None:
         rl.iterations == 0 or rl.updates == 1 or rl.objective != "reinforce",
         f"rl.updates={rl.updates} with rl.objective='reinforce' would go off-policy without a "
         "clip; use rl.objective='grpo' or rl.updates=1",
+    )
+
+
+def _check_ask_rate(config: Any) -> None:
+    bias, most = config.evaluate.ask_bias, config.rollout.max_asks
+    try:
+        is_right = bias == "auto" or math.isfinite(float(bias))
+    except ValueError:
+        is_right = False
+    _require(is_right, f"evaluate.ask_bias={bias!r} must be auto or a number of nats; try '-0.5'")
+    _require(
+        config.calibrate.ask_rate <= most,
+        f"calibrate.ask_rate={config.calibrate.ask_rate} must be at most rollout.max_asks={most}; "
+        f"try calibrate.ask_rate={most / 2:g}",
     )

@@ -61,11 +61,13 @@ class LearnedRates:
 
     asks_per_draft: requests over drafts that are not local. kind: its commonest request.
     surprises: max_nll of each of those drafts under the weights that the rule runs on, nats.
+    ask_bias: the learned policy's own threshold.
     """
 
     asks_per_draft: float
     kind: int
     surprises: tuple[float, ...]
+    ask_bias: float = 0.0
 
 
 class Strategy(Protocol):
