@@ -14,7 +14,9 @@ from collab import sharding, tasks, tokenizers
 from collab.config import request_names
 from collab.llm import Backend, make_backend
 from collab.llm.client import Client
+from collab.llm.fingerprint import Fingerprint
 from collab.llm.pool import Pool
+from collab.llm.probe import probe_set, take
 from collab.llm.replay import ReplayBackend
 from collab.llm.replay_store import ReplayStore
 from collab.models import weights
@@ -41,6 +43,7 @@ class Assembly:
     gate: Gate
     engine: Engine
     pool: Pool
+    fingerprints: dict[str, Fingerprint] = dataclasses.field(default_factory=dict)  # if probed
 
     @property
     def helper(self) -> str:
@@ -53,6 +56,20 @@ class Assembly:
         """End the help: connections, files of replies, the audit log."""
         self.client.close()
         self.gate.close()
+
+    def probed(self, requests: int) -> Assembly:
+        """The same with fingerprints of all helpers, taken now with so many requests each."""
+        found = take(
+            self.client,
+            self.gate,
+            probe_set(self.task, requests),
+            list(self.pool.weights),
+            kind=self.config.chain_request,
+            reply_tokens=self.config.llm.reply_tokens,
+        )
+        strength = {helper: fingerprint.strength for helper, fingerprint in found.items()}
+        self.engine.pool = dataclasses.replace(self.pool, strength=strength)
+        return dataclasses.replace(self, fingerprints=found, pool=self.engine.pool)
 
     def teacher(self) -> Callable[[HelpRequest], Feedback]:
         """Who answers in synthesised traces, free of charge: the scripted expert."""

@@ -1,8 +1,9 @@
-"""The ask threshold, found again for the helper at hand: to a target ask rate, or to the best reward.
+"""The ask threshold, found again for the helper at hand: to a target ask rate or the best reward.
 
-The learned policy asks where its head prefers to; a bias on the logits of requests makes it ask more
-or less without training. A point is a rollout of the whole validation split under one bias. What is
-found stands in `calibration.json`; when that counts is decided in `applied`. Ours, no paper's.
+The learned policy asks where its head prefers to; a bias on the logits of requests makes it ask
+more or less without training. A point is a rollout of the whole validation split under one bias.
+What is found stands in `calibration.json`; when that counts is decided in `applied`.
+Source: our choice, because a shift of one decision boundary needs no new weights.
 """
 
 from __future__ import annotations
@@ -210,17 +211,25 @@ class Applied:
     calibration: Mapping[str, Any] | None = None
 
 
+AS_TRAINED = Applied(0.0, "as trained")
+
+
+def given(config: Any) -> Applied | None:
+    """What `evaluate.ask_bias` sets by itself; None where that is "auto"."""
+    if config.evaluate.ask_bias == AUTO:
+        return None
+    return Applied(float(config.evaluate.ask_bias), "evaluate.ask_bias")
+
+
 def applied(config: Any, folder: pathlib.Path, *, step: int) -> Applied:
     """`evaluate.ask_bias`; where that is "auto", what the folder's FILE says, else 0.
 
     A calibration for another checkpoint or another helper doesn't count; `source` says so.
     Raises: ValueError for a file that can't be read.
     """
-    if config.evaluate.ask_bias != AUTO:
-        return Applied(float(config.evaluate.ask_bias), "evaluate.ask_bias")
-    path = folder / FILE
-    if not path.is_file():
-        return Applied(0.0, "as trained")
+    set_by_hand, path = given(config), folder / FILE
+    if set_by_hand is not None or not path.is_file():
+        return set_by_hand or AS_TRAINED
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         ask_bias, of_step, of_helper = (content[key] for key in ("ask_bias", "step", "helper"))

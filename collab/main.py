@@ -6,6 +6,9 @@ modes
   --mode=train      train, then compare every strategy; the same command resumes a stopped run
   --mode=evaluate   compare every strategy again, by --checkpoint
   --mode=ask        answer your own questions, by --checkpoint; shows what leaves the machine
+  --mode=calibrate  for the helper now configured, find how readily the policy should ask: for the
+                    best reward, or for --config.calibrate.ask_rate=0.4 asks a question
+  --mode=probe      how strong each helper is, and whether it is the one that was trained with
 
 Every key of the config can be set: --config.rl.iterations=40. collab/config.py explains them all.
 """
@@ -23,10 +26,11 @@ from ml_collections import config_flags
 from collab.config import flatten, load_config, read_overrides
 from collab.rules import validate
 
+MODES = ("train", "evaluate", "ask", "calibrate", "probe")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/; --config.KEY=VALUE overrides")
 flags.DEFINE_string("workdir", None, "folder of this run: data, checkpoints, metrics, plots")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "ask"], "what to do; train by default")
+flags.DEFINE_enum("mode", "train", list(MODES), "what to do; train by default")
 flags.DEFINE_string(
     "checkpoint", "", "a step of workdir, best, or another run's folder; default: newest"
 )

@@ -217,6 +217,47 @@ def plot(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> l
     return paths
 
 
+def calibration_curves(
+    points: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any],
+    *,
+    target: float,
+    folder: str | os.PathLike[str],
+) -> pathlib.Path:
+    """Draw asks against the ask bias, and exact match and reward against asks: calibration.png.
+
+    points: `collab.calibrate.Point` as mappings. target: asks per question that were wanted, 0 =
+    none. The chosen point is a star.
+    """
+    figure = Figure(figsize=(9.0, 3.6), dpi=_DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colour = _STYLES[LEARNED][1]
+    biases = [point["ask_bias"] for point in points]
+    left.plot(biases, [point["asks"] for point in points], "o-", color=colour)
+    left.plot(chosen["ask_bias"], chosen["asks"], "*", color=colour, markersize=15)
+    if target:
+        left.axhline(target, color="#7f7f7f", linestyle=":", label=f"wanted: {target:g}")
+        left.legend(frameon=False)
+    left.set_xlabel("ask bias, nats on the logits of requests (0: as trained)")
+    left.set_ylabel("asks per question")
+    by_asks = sorted(points, key=lambda point: point["asks"])
+    asks = [point["asks"] for point in by_asks]
+    for metric, shade, label in (("em", "#0072b2", "exact match"), ("reward", colour, "reward")):
+        low, high = zip(*(point[f"{metric}_ci"] for point in by_asks), strict=True)
+        right.fill_between(asks, low, high, color=shade, alpha=0.15, linewidth=0)
+        values = [point[metric] for point in by_asks]
+        right.plot(asks, values, "o-", color=shade, label=label, markersize=4)
+        right.plot(chosen["asks"], chosen[metric], "*", color=shade, markersize=15)
+    right.set_xlabel("asks per question")
+    right.set_ylabel("mean per question, 95 % interval")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        _clean(axes)
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _save(figure, folder / "calibration.png")
+
+
 # --- training ----------------------------------------------------------------------------------
 
 

@@ -185,6 +185,8 @@ def write_evaluation(
     rows: Sequence[Mapping[str, Any]],
     *,
     chosen: Mapping[str, Any],
+    ask_bias: Mapping[str, Any],
+    helpers: Mapping[str, Any],
     config: Mapping[str, Any] | ml_collections.ConfigDict,
     seed: int,
     commit: str,
@@ -193,13 +195,16 @@ def write_evaluation(
 ) -> None:
     """Write rows and how they came about as JSON. The file is whole or not there.
 
-    chosen: what was settled on the validation split for each strategy.
+    chosen: what was settled on the validation split for each strategy. ask_bias: of the learned
+    policy, and where it is from. helpers: fingerprints, where they were taken, and their changes.
     Raises: ValueError for a number that is not finite, which JSON can't hold.
     """
     path = pathlib.Path(path)
     content = {
         "rows": _plain(rows),
         "chosen": _plain(chosen),
+        "ask_bias": _plain(ask_bias),
+        "helpers": _plain(helpers),
         "config": _plain(config),
         "seed": seed,
         "commit": commit,

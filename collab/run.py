@@ -1,4 +1,4 @@
-"""The modes of the command line: train, evaluate, ask; glue of assembly, trainer and evaluator."""
+"""The modes of the command line; glue of assembly, trainer, evaluator and what looks at helpers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from typing import Any
 
 import jax
 
-from collab import plots, report, sharding
+from collab import calibrate as calibration
+from collab import helpers, plots, report, sharding
 from collab.assembly import Assembly, assemble
 from collab.checkpoint import Checkpointer, StopFlag, install_signal_handlers
 from collab.config import flatten
 from collab.evaluate import Evaluation, Evaluator, check_strategies
+from collab.llm.fingerprint import Fingerprint, pool_changes
+from collab.llm.probe import USUAL_REQUESTS
 from collab.metrics import make_writers
 from collab.rewards import score
 from collab.rl import load_objective
 from collab.rollout.episodes import Job
 from collab.rules import validate
 from collab.samples import describe
+from collab.strategies import Setting
 from collab.train import Trainer
 from collab.types import Params, PrivateUnit, Problem
 
@@ -65,7 +69,7 @@ def prepare(config: Any, workdir: str) -> None:
 def train(config: Any, workdir: str, checkpoint: str) -> None:
     """Train, or go on training, then evaluate and print the table."""
     if checkpoint:
-        raise ValueError("--checkpoint is for --mode=evaluate and ask; training resumes by itself")
+        raise ValueError("--checkpoint is for the other modes; training resumes by itself")
     started, commit = time.monotonic(), report.git_commit()
     _check_same_run(config, pathlib.Path(workdir), is_resumed=True)
     _write_config(config, pathlib.Path(workdir))
@@ -73,17 +77,23 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     try:
         assembly = assemble(config, workdir)
         with contextlib.closing(assembly):
+            assembly, probed = helpers.probed(
+                assembly, assembly.workdir, requests=config.llm.probe.requests, keeps=True
+            )
             trainer = _trained(assembly, stop)
             if trainer.was_stopped:
                 _log.info("stopped at step %d of %d; the same command goes on", trainer.step,
                           trainer.total)  # fmt: skip
                 return
             stop.uninstall()
-            evaluation = Evaluator(assembly, trainer.state.params, trainer.reference).run()
+            bias = calibration.given(config) or calibration.AS_TRAINED
+            evaluation = Evaluator(
+                assembly, trainer.state.params, trainer.reference, ask_bias=bias.ask_bias
+            ).run()
     finally:
         stop.uninstall()
     plots.training_curves(assembly.workdir / "metrics.jsonl", assembly.workdir / "plots")
-    _publish(assembly, evaluation, commit, time.monotonic() - started)
+    _publish(assembly, evaluation, bias, probed, commit, time.monotonic() - started)
     _log.info("compiled programs: %s", json.dumps(trainer.programs()))
 
 
@@ -108,10 +118,66 @@ def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
 def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
     """Evaluate the newest (or given) checkpoint of this run, or of another run's folder."""
     started, commit = time.monotonic(), report.git_commit()
-    assembly, params, reference = _restored(config, workdir, checkpoint)
+    run = _restored(config, workdir, checkpoint)
+    with contextlib.closing(run.assembly):
+        bias = _ask_bias(run)
+        evaluation = Evaluator(
+            run.assembly, run.params, run.reference, ask_bias=bias.ask_bias
+        ).run()
+    _publish(run.assembly, evaluation, bias, run.helpers, commit, time.monotonic() - started)
+
+
+def calibrate(config: Any, workdir: str, checkpoint: str) -> None:
+    """Find the ask bias for the helper now configured; `evaluate` and `ask` use it from then on."""
+    commit = report.git_commit()
+    run = _restored(config, workdir, checkpoint)
+    with contextlib.closing(run.assembly):
+        found = calibration.calibrated(Evaluator(run.assembly, run.params))
+    if not sharding.is_first_process():
+        return
+    path, target = run.assembly.workdir / calibration.FILE, config.calibrate.ask_rate
+    fingerprints = {name: one.to_json() for name, one in run.assembly.fingerprints.items()}
+    about = {
+        "target": {"ask_rate": target or None, "tolerance": config.calibrate.tolerance},
+        "step": run.step,
+        "helper": calibration.helper_of(config),
+        "fingerprints": fingerprints,
+        "commit": commit,
+        "device": jax.devices()[0].device_kind,
+    }
+    calibration.write(path, found, about)
+    picture = plots.calibration_curves(
+        [dataclasses.asdict(point) for point in found.points],
+        dataclasses.asdict(found.chosen),
+        target=target,
+        folder=run.assembly.workdir / "plots",
+    )
+    print(calibration.table(found))
+    (_log.info if found.is_reached else _log.warning)("%s", found.words)
+    print(f"ask bias {found.chosen.ask_bias:g} is in {path}, the curves in {picture}")
+
+
+def probe(config: Any, workdir: str, checkpoint: str) -> None:
+    """Probe the helpers now configured, and compare them with those of a training where it did."""
+    assembly = assemble(config, workdir)
     with contextlib.closing(assembly):
-        evaluation = Evaluator(assembly, params, reference).run()
-    _publish(assembly, evaluation, commit, time.monotonic() - started)
+        requests = config.llm.probe.requests or USUAL_REQUESTS
+        assembly, found = helpers.probed(assembly, _source(workdir, checkpoint), requests=requests)
+    print(helpers.table(assembly.fingerprints))
+    if found["changes"] is not None and not found["changes"]:
+        print("no change since the training")
+
+
+def _ask_bias(run: Restored) -> calibration.Applied:
+    """What the learned policy runs under, said in the log where it isn't as it was trained."""
+    bias = calibration.applied(run.assembly.config, run.assembly.workdir, step=run.step)
+    if bias.source != calibration.AS_TRAINED.source:
+        _log.info("ask bias %g: %s", bias.ask_bias, bias.source)
+    kept = (bias.calibration or {}).get("fingerprints")
+    if kept and run.assembly.fingerprints:
+        then = {name: Fingerprint.from_json(one) for name, one in kept.items()}
+        helpers.warn(pool_changes(then, run.assembly.fingerprints), "since the calibration")
+    return bias
 
 
 def ask(config: Any, workdir: str, checkpoint: str) -> None:
@@ -119,7 +185,8 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
 
     Bytes that are no UTF-8 read as U+FFFD. A question too long for rollout.capacity is not run.
     """
-    assembly, params, _ = _restored(config, workdir, checkpoint)
+    run = _restored(config, workdir, checkpoint)
+    assembly, setting = run.assembly, Setting(threshold=_ask_bias(run).ask_bias)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     print("notes on one line (private, may be empty), then questions; an empty question ends.")
@@ -128,8 +195,8 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
     with contextlib.closing(assembly):
         while question := _typed("question: "):
             problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
-            job = Job(problem, (config.seed, count, 0), helpers=first)
-            episode = assembly.engine.run(params, [job], temperature=0.0)[0]
+            job = Job(problem, (config.seed, count, 0), setting=setting, helpers=first)
+            episode = assembly.engine.run(run.params, [job], temperature=0.0)[0]
             terms = score(episode, config.reward)
             print(describe(episode, terms, show_private=True, is_graded=False))
             count += 1
@@ -149,10 +216,29 @@ def _units(notes: str) -> tuple[PrivateUnit, ...]:
     return tuple(PrivateUnit(part.strip(), "note") for part in notes.split(".") if part.strip())
 
 
-def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Params, Params]:
-    """Assembly with trained parameters and those after the cold start."""
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained policy with all that runs it. reference: parameters after the cold start.
+
+    helpers: what `collab.helpers.probed` found.
+    """
+
+    assembly: Assembly
+    params: Params
+    reference: Params
+    step: int
+    helpers: dict[str, Any]
+
+
+def _source(workdir: str, checkpoint: str) -> pathlib.Path:
+    """The folder of the training: workdir, unless --checkpoint names another."""
     is_folder = bool(checkpoint) and checkpoint != "best" and not checkpoint.isdigit()
-    source = pathlib.Path(checkpoint if is_folder else workdir)
+    return pathlib.Path(checkpoint if is_folder else workdir)
+
+
+def _restored(config: Any, workdir: str, checkpoint: str) -> Restored:
+    """A checkpoint's policy; the helpers are probed, where config says so."""
+    source = _source(workdir, checkpoint)
     if not (source / "checkpoints").is_dir():
         raise ValueError(
             f"no checkpoints in {source}; train first, or name a run's folder by --checkpoint"
@@ -180,7 +266,9 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> tuple[Assembly, Par
         restored = checkpointer.restore(step, like=trainer.steps.checkpoint_layout())
     assert restored is not None  # there are steps
     _log.info("checkpoint step %d of %s", restored.step, source)
-    return assembly, restored.state["learner"].params, restored.state["reference"]
+    assembly, probed = helpers.probed(assembly, source, requests=config.llm.probe.requests)
+    params, reference = restored.state["learner"].params, restored.state["reference"]
+    return Restored(assembly, params, reference, restored.step, probed)
 
 
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
@@ -224,7 +312,14 @@ def _write_config(config: Any, folder: pathlib.Path) -> None:
         temporary.replace(folder / "config.json")
 
 
-def _publish(assembly: Assembly, evaluation: Evaluation, commit: str, wall_s: float) -> None:
+def _publish(
+    assembly: Assembly,
+    evaluation: Evaluation,
+    bias: calibration.Applied,
+    probed: dict[str, Any],
+    commit: str,
+    wall_s: float,
+) -> None:
     """Table to the terminal; JSON and plots to the work folder."""
     config = assembly.config
     rows = report.summarise(
@@ -245,6 +340,8 @@ def _publish(assembly: Assembly, evaluation: Evaluation, commit: str, wall_s: fl
         assembly.workdir / "evaluation.json",
         rows,
         chosen=chosen,
+        ask_bias={"value": bias.ask_bias, "source": bias.source},
+        helpers=probed,
         config=config.to_dict(),
         seed=config.seed,
         commit=commit,

@@ -21,7 +21,7 @@ LAYERS = (
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {"rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"},
     {"assembly", "detectors", "samples", "report", "plots", "rl.steps"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "calibrate", "helpers"},
     {"run", "main"},
 )
 PURE = (

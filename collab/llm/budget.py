@@ -128,13 +128,16 @@ class Budget:
             return {"run": dict(vars(self._run)), "hour": hour}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`, of another process too. The time between counts as none at all."""
+        """Go on from a `state`, of another process too. The time between counts as none at all.
+
+        What was spent before in this process (helpers are probed when a run starts) still counts.
+        """
         with self._lock:
-            self._run = Spend(**state["run"])
+            self._run.add(Spend(**state["run"]))
             now_s = self._clock()
-            self._minutes = collections.deque(
-                (now_s + offset_s, Spend(*spend)) for offset_s, *spend in state["hour"]
-            )
+            minutes = [(now_s + offset_s, Spend(*spend)) for offset_s, *spend in state["hour"]]
+            minutes += self._minutes
+            self._minutes = collections.deque(sorted(minutes, key=lambda minute: minute[0]))
 
     # --- under the lock --------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ class Client:
         return self._sender.budget.state()
 
     def restore_spend(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `spend_state`; call before the first request."""
+        """Add what an earlier process of the run had spent, its `spend_state`; call it once."""
         self._sender.budget.restore(state)
 
     def close(self) -> None:
