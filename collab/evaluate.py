@@ -98,7 +98,7 @@ class Evaluator:
     def sweep(self, biases: Sequence[float], split: str) -> dict[float, list[Outcome]]:
         """Outcomes of the learned policy on a split under each ask bias, in one batch."""
         candidates = {bias: Candidate("learned", Setting(threshold=bias)) for bias in biases}
-        problems, label = self.a.task.problems(split), f"{split}, {len(candidates)} ask biases"
+        problems, label = self.a.task.problems(split), f"{split}, ask bias"
         made = self._episodes(list(candidates.values()), problems, label)
         return {
             bias: [self._outcome("learned", episode, split) for episode in made[candidate]]

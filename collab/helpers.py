@@ -42,20 +42,22 @@ def probed(
     changes = None
     if path.is_file():
         changes = pool_changes(load(path), found)
-        warn(changes, "since the training")
-    elif keeps and sharding.is_first_process():
-        save(path, found)
-    elif not keeps:
+        warn(changes, "the training")
+    elif keeps:
+        if sharding.is_first_process():
+            save(path, found)
+        _log.info("fingerprints are kept in %s; later ones are compared with them", path)
+    else:
         _log.warning("%s is missing: the training didn't probe its helpers, so nothing is known of "
                      "a change", path)  # fmt: skip
     summaries = {name: one.summary() for name, one in found.items()}
     return assembly, {"fingerprints": summaries, "changes": changes}
 
 
-def warn(changes: Mapping[str, list[str]], since: str) -> None:
-    """A line of the log for every helper that changed."""
+def warn(changes: Mapping[str, list[str]], before: str) -> None:
+    """A line of the log for every helper that changed. before: what it is compared with."""
     for name, words in changes.items():
-        _log.warning("%s changed %s: %s", shown(name), since, "; ".join(words))
+        _log.warning("%s, compared with %s: %s", shown(name), before, "; ".join(words))
 
 
 def table(fingerprints: Mapping[str, Fingerprint]) -> str:

@@ -158,11 +158,16 @@ def calibrate(config: Any, workdir: str, checkpoint: str) -> None:
 
 
 def probe(config: Any, workdir: str, checkpoint: str) -> None:
-    """Probe the helpers now configured, and compare them with those of a training where it did."""
+    """Probe the helpers now configured, and compare them with those that a training left.
+
+    Where it left none, these stand for them from now on.
+    """
     assembly = assemble(config, workdir)
     with contextlib.closing(assembly):
         requests = config.llm.probe.requests or USUAL_REQUESTS
-        assembly, found = helpers.probed(assembly, _source(workdir, checkpoint), requests=requests)
+        assembly, found = helpers.probed(
+            assembly, _source(workdir, checkpoint), requests=requests, keeps=True
+        )
     print(helpers.table(assembly.fingerprints))
     if found["changes"] is not None and not found["changes"]:
         print("no change since the training")
@@ -176,7 +181,7 @@ def _ask_bias(run: Restored) -> calibration.Applied:
     kept = (bias.calibration or {}).get("fingerprints")
     if kept and run.assembly.fingerprints:
         then = {name: Fingerprint.from_json(one) for name, one in kept.items()}
-        helpers.warn(pool_changes(then, run.assembly.fingerprints), "since the calibration")
+        helpers.warn(pool_changes(then, run.assembly.fingerprints), "the calibration")
     return bias
 
 

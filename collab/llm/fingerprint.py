@@ -209,11 +209,11 @@ def pool_changes(
                 before, key=lambda old: (len(changes(before[old], now)), _gap(before[old], now))
             )
             told = changes(before[likest], now)
-            words = [f"is new; nearest is {shown(likest)}" + ("" if told else ", no change found")]
+            words = [f"new, nearest is {shown(likest)}" + ("" if told else ", no change found")]
             words += told
         if words:
             found[name] = words
-    gone = {name: ["is no longer in the pool"] for name in before if name not in after}
+    gone = {name: ["no longer in the pool"] for name in before if name not in after}
     return found | gone
 
 
