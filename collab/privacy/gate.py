@@ -4,11 +4,14 @@
 
     off      everything passes
     observe  everything passes, and what private units went along is noted in the audit log
-    mask     units become placeholders, "[doctor-1]"; they come back in the reply
+    mask     units become placeholders, "[doctor-1]"; those that left come back in the reply
     block    a request that holds a unit is not sent; the policy sees UNAVAILABLE
 
 A unit in a form that can't be cut out of its text (spelled out, encoded, in pieces over several
-requests) blocks the request in mode mask, too. What a unit is, is for `detector` to find.
+requests) blocks the request in mode mask, too. So does one that the helper has named before: a
+placeholder in its place would tell a helper that guesses which guess is right. For the same reason
+earlier replies go along word for word: they are the helper's own. What a unit is, is for `detector`
+to find.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 
 from collab.privacy.audit import AuditLog
 from collab.privacy.detector import Detector
-from collab.types import Exchange, FeedbackKind, HelpRequest, PrivateUnit
+from collab.types import HelpRequest, PrivateUnit
 
 MODES = ("off", "observe", "mask", "block")
 _TOKEN = object()  # what only this module can show
@@ -29,7 +32,8 @@ _TOKEN = object()  # what only this module can show
 class Screened:
     """A request as it may leave. `Gate.screen` makes it, nothing else can.
 
-    is_blocked: nothing may be sent. placeholders: placeholder -> the unit it stands for.
+    is_blocked: nothing may be sent. placeholders: those that left in the episode, each with the
+    unit it stands for.
     """
 
     request: HelpRequest
@@ -59,27 +63,28 @@ class Gate:
         """What may leave of a request, and of the earlier talk that goes along with it.
 
         units: of the problem that the request is about. Everything that left before in the episode
-        is in `request.history`.
+        is in `request.history`, with the replies as the helper wrote them.
         """
         if self.mode == "off" or (self.mode == "observe" and self._audit is None):
             return Screened(request, False, (), _TOKEN)
-        placeholders: tuple[tuple[str, str], ...] = ()
-        if self.mode in ("mask", "block"):
-            request = dataclasses.replace(
-                request, history=tuple(_quiet(exchange, units) for exchange in request.history)
-            )
-        if self.mode == "mask":
-            placeholders = tuple(zip(_placeholders(units), (u.text for u in units), strict=True))
-            request = dataclasses.replace(request, text=_masked(request.text, units))
         earlier = [e.request for e in request.history if e.request]
+        placeholders: tuple[tuple[str, str], ...] = ()
+        if self.mode == "mask":
+            pairs = _placeholders(units)
+            named = _named(request, units)
+            hidden = [pair for at, pair in enumerate(pairs) if at not in named]
+            request = dataclasses.replace(request, text=_masked(request.text, hidden))
+            left = "\n".join([*earlier, request.text])
+            placeholders = tuple((name, unit.text) for name, unit in pairs if name in left)
         found = sorted(Detector(units).leaked_by_request([*earlier, request.text])[-1])
         is_blocked = bool(found) and self.mode in ("mask", "block")
         screened = Screened(request, is_blocked, placeholders, _TOKEN)
         if self._audit is not None:
+            kinds = {name: unit.kind for name, unit in _placeholders(units)}
             self._audit.note(
                 request,
                 found=[units[at].kind for at in found],
-                masked=_masked_kinds(request.text, units) if placeholders else [],
+                masked=[kinds[name] for name, _ in placeholders if name in request.text],
                 is_blocked=is_blocked,
             )
         return screened
@@ -91,45 +96,40 @@ class Gate:
 
 
 def restored(reply: str, placeholders: Sequence[tuple[str, str]]) -> str:
-    """A reply with the units back in the place of their placeholders."""
-    for placeholder, text in placeholders:
-        reply = reply.replace(placeholder, text)
-    return reply
+    """A reply with the units back in the place of their placeholders, in one pass.
+
+    One that touches a word or another bracket stays as it is: glued to letters, a unit would pass
+    for another word once it is copied.
+    """
+    if not placeholders:
+        return reply
+    texts = dict(placeholders)
+    names = "|".join(map(re.escape, texts))
+    return re.sub(rf"(?<![\w\]])(?:{names})(?![\w\[])", lambda match: texts[match[0]], reply)
 
 
-def _placeholders(units: Sequence[PrivateUnit]) -> list[str]:
-    """One a unit, numbered within its kind; they hold no letter of the unit."""
+def _placeholders(units: Sequence[PrivateUnit]) -> list[tuple[str, PrivateUnit]]:
+    """One a unit, numbered within its kind, with that unit; they hold no letter of it."""
     count: dict[str, int] = {}
     found = []
     for unit in units:
         count[unit.kind] = count.get(unit.kind, 0) + 1
-        found.append(f"[{unit.kind}-{count[unit.kind]}]")
+        found.append((f"[{unit.kind}-{count[unit.kind]}]", unit))
     return found
 
 
-def _masked(text: str, units: Sequence[PrivateUnit]) -> str:
+def _named(request: HelpRequest, units: Sequence[PrivateUnit]) -> set[int]:
+    """Which units the helper has named itself in an earlier reply: it may be guessing."""
+    detector = Detector(units)
+    told = [exchange.feedback.text for exchange in request.history]
+    return {at for text in told for at in detector.leaked_by_request([text])[0]}
+
+
+def _masked(text: str, hidden: Sequence[tuple[str, PrivateUnit]]) -> str:
     """`text` with every unit that stands in it, in any case and spacing, by its placeholder."""
-    pairs = zip(units, _placeholders(units), strict=True)
-    for unit, placeholder in sorted(pairs, key=lambda pair: -len(pair[0].text)):
+    for placeholder, unit in sorted(hidden, key=lambda pair: -len(pair[1].text)):
         words = r"\s+".join(re.escape(word) for word in unit.text.split())
         if words:
             new = placeholder.replace("\\", r"\\")  # a kind is any text
             text = re.sub(rf"(?<!\w){words}(?!\w)", new, text, flags=re.IGNORECASE)
     return text
-
-
-def _masked_kinds(text: str, units: Sequence[PrivateUnit]) -> list[str]:
-    """Kinds of the units whose placeholders stand in `text`."""
-    pairs = zip(units, _placeholders(units), strict=True)
-    return [unit.kind for unit, placeholder in pairs if placeholder in text]
-
-
-def _quiet(exchange: Exchange, units: Sequence[PrivateUnit]) -> Exchange:
-    """An earlier exchange as it may be repeated to a helper: its reply may name units by now.
-
-    A reply that holds one in another form is repeated without its text.
-    """
-    text = _masked(exchange.feedback.text, units)
-    if exchange.feedback.kind is FeedbackKind.UNAVAILABLE or Detector(units).leaked([text]).any():
-        text = ""
-    return dataclasses.replace(exchange, feedback=dataclasses.replace(exchange.feedback, text=text))

@@ -271,7 +271,7 @@ class _Run:
                 if len(prompts) == P:
                     break
                 prompts[prompt] = len(prompts)
-            entry = InFlight(self.queue.popleft(), job, [])
+            entry = InFlight(self.queue.popleft(), job)
             self.row[b], taken = entry, taken + 1
             source_B[b], identity_BI[b] = prompts[prompt], job.identity
             index_B[b] = engine.rule_index[job.strategy]
@@ -347,24 +347,24 @@ class _Run:
             tokens_FR, back_F = np.zeros((F, R), np.int32), np.zeros(F, bool)
             helper_FE = np.zeros((F, engine.limits.helper_features), np.float32)
             for f, b in enumerate(arrived[first : first + F]):
-                entry, feedback = self.row[b], self.futures.pop(b).result()
+                entry, heard = self.row[b], self.futures.pop(b).result()
                 assert entry is not None
-                feedback = dataclasses.replace(
-                    feedback, text=restored(feedback.text, entry.placeholders)
-                )
-                feedback = self._weakened(feedback, entry)
+                heard = self._weakened(heard, entry)
+                feedback = dataclasses.replace(heard, text=restored(heard.text, entry.placeholders))
                 ids, is_cut = engine.tokenizer.feedback(feedback.kind, feedback.text, R)
                 engine.counters["replies_cut"] += is_cut
                 row_F[f], count_F[f], tokens_FR[f, : len(ids)] = b, len(ids), ids
                 back_F[f] = feedback.kind is FeedbackKind.CLARIFY
-                sent = entry.exchanges[-1]
-                entry.exchanges[-1] = Exchange(sent.kind, sent.request, feedback)
+                # Later requests repeat the reply as it came: the helper must not learn what a
+                # placeholder stands for by quoting it.
+                entry.exchanges[-1] = dataclasses.replace(entry.exchanges[-1], feedback=heard)
+                entry.replies.append(feedback)
                 helper_FE[f] = engine.pool.features_of(entry.helper)
             whole = engine.put_whole((row_F, tokens_FR, count_F, back_F, helper_FE))
             engine.rows = engine._feed(self.params, engine.rows, Replies(*whole))
 
     def _weakened(self, feedback: Feedback, entry: InFlight) -> Feedback:
-        """The reply as this episode reads it, by chance of its own: no other reply moves it."""
+        """The reply as this episode gets it, by chance of its own: no other reply moves it."""
         if self.weakening is None:
             return feedback
         rng = np.random.default_rng((*entry.job.identity, WEAKENING, len(entry.exchanges)))

@@ -20,6 +20,7 @@ from collab.types import (
     REPLY_ID,
     Episode,
     Exchange,
+    Feedback,
     FeedbackKind,
     Problem,
     Segment,
@@ -45,11 +46,15 @@ class Job:
 
 @dataclasses.dataclass
 class InFlight:
-    """Host record of one occupied row. index: of the job. opening: a request that it began with."""
+    """Host record of one occupied row. index: of the job. opening: a request that it began with.
+
+    exchanges: as the helper knows them. replies: as the SLM read them, placeholders undone.
+    """
 
     index: int
     job: Job
-    exchanges: list[Exchange]
+    exchanges: list[Exchange] = dataclasses.field(default_factory=list)
+    replies: list[Feedback] = dataclasses.field(default_factory=list)
     opening: str | None = None
     placeholders: tuple[tuple[str, str], ...] = ()  # of the newest request, as the gate made them
     has_failed: bool = False
@@ -96,7 +101,10 @@ def finished_episode(
 ) -> Episode:
     """The episode in row b. host: the rows as numpy arrays. names: the actions, in index order."""
     trace = _trace(host, b)
-    exchanges = iter(entry.exchanges)
+    exchanges = iter(
+        Exchange(sent.kind, sent.request, reply)
+        for sent, reply in zip(entry.exchanges, entry.replies, strict=True)
+    )
     segments: list[Segment] = []
     sent = next(exchanges, None) if entry.opening is not None else None
     if sent is not None:
