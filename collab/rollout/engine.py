@@ -34,6 +34,7 @@ from collab.rollout.state import (
     hash_tokens,
 )
 from collab.tokenizers import Tokenizer
+from collab.tokenizers.base import MAX_CHARS_PER_TOKEN
 from collab.types import (
     Episode,
     Exchange,
@@ -349,10 +350,13 @@ class _Run:
             for f, b in enumerate(arrived[first : first + F]):
                 entry, heard = self.row[b], self.futures.pop(b).result()
                 assert entry is not None
+                # What no row could read is neither kept nor repeated to the helper at our cost.
+                said = heard.text[: R * MAX_CHARS_PER_TOKEN]
+                is_long, heard = said != heard.text, dataclasses.replace(heard, text=said)
                 heard = self._weakened(heard, entry)
                 feedback = dataclasses.replace(heard, text=restored(heard.text, entry.placeholders))
                 ids, is_cut = engine.tokenizer.feedback(feedback.kind, feedback.text, R)
-                engine.counters["replies_cut"] += is_cut
+                engine.counters["replies_cut"] += is_cut or is_long
                 row_F[f], count_F[f], tokens_FR[f, : len(ids)] = b, len(ids), ids
                 back_F[f] = feedback.kind is FeedbackKind.CLARIFY
                 # Later requests repeat the reply as it came: the helper must not learn what a
