@@ -23,6 +23,8 @@ from ml_collections import ConfigDict
 
 from collab.config import default_config, load_config
 from collab.llm import BACKENDS, Backend, Message, errors, make_backend
+from collab.llm.attacks import FAMILIES
+from collab.llm.injection import MIX, InjectingBackend
 from collab.rules import validate
 
 MAX_REQUEST_BYTES = 4 * 2**20
@@ -210,6 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--data_dir", default="", help="where the task's data stands or is made")
     parser.add_argument("--api_key_env", default="", help="variable with the key to demand")
+    parser.add_argument(
+        "--injection",
+        default="",
+        help=f"rewrite replies by prompt injection: {MIX}, {', '.join(FAMILIES)}, or one attack",
+    )
+    parser.add_argument("--injection_rate", type=float, default=1.0, help="share of the replies")
+    parser.add_argument("--injection_seed", type=int, default=0, help="of what is drawn")
     flags = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -217,6 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(flags.config) if flags.config else default_config()
         validate(config)
         backend = task_backend(flags.backend, config, flags.data_dir)
+        if flags.injection:
+            backend = InjectingBackend(
+                backend, flags.injection, rate=flags.injection_rate, seed=flags.injection_seed
+            )
         server = _open(backend, host=flags.host, port=flags.port, key=key)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
