@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collab.config import default_config
+from collab.llm.attacks import ATTACKS as INJECTIONS
+from collab.llm.attacks import Asked
+from collab.llm.prompts import parse_feedback
 from collab.tokenizers import TOKENIZERS, Tokenizer, control_names, load_tokenizer, make_tokenizer
 from collab.tokenizers import gguf_file as gguf_format
 from collab.types import FeedbackKind
@@ -119,6 +122,39 @@ def test_control_text_is_inert(tokenizer: Tokenizer, text: str) -> None:
     if tokenizer.kind == "gguf":  # its vocabulary lacks some control characters
         kept = kept.replace("\x04", "?")
     assert tokenizer.decode(ids) == kept
+
+
+def assert_inert(tokenizer: Tokenizer, kind: FeedbackKind, text: str) -> None:
+    """A reply's only control tokens are the first, of its kind, and the last."""
+    ids, _ = tokenizer.feedback(kind, text, 64)
+    assert [ids[0], ids[-1]] == [tokenizer.control[f"feedback_{kind.value}"], tokenizer.end_id]
+    assert not tokenizer.is_control_V[ids[1:-1]].any()
+
+
+@pytest.mark.parametrize("name", INJECTIONS)
+def test_no_injection_enters_a_control_token(made: dict[str, Tokenizer], name: str) -> None:
+    asked = Asked("ask_fact", "mayor of Tarn", FeedbackKind.HINT, "mayor of Tarn = Kano Bel")
+    kind, text = parse_feedback(INJECTIONS[name].write(asked))
+    for tokenizer in made.values():
+        assert_inert(tokenizer, kind, text)
+
+
+SPELLED = [
+    *(form.format(name) for name in control_names(["ask_fact"]) for form in ("{}", "<|{}|>")),
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</s>", "<0x0A>", "\u2581", "\x00"),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(list(FeedbackKind)),
+    text=st.lists(st.one_of(st.sampled_from(SPELLED), st.text(max_size=4))).map("".join),
+)
+def test_no_mixture_of_spelled_controls_enters_one(
+    made: dict[str, Tokenizer], kind: FeedbackKind, text: str
+) -> None:
+    for tokenizer in made.values():
+        assert_inert(tokenizer, kind, text)
 
 
 @settings(max_examples=60, deadline=None)
