@@ -21,6 +21,16 @@ def masked(text: str, problem: Problem) -> str:
     return "[private]" if Detector(problem.units).leaked([text]).any() else text
 
 
+def printable(text: str) -> str:
+    """`text` on one line, what a terminal would obey or not show spelled out: "\\n", "\\x1b".
+
+    A reply could else forge lines of a sample, or hide some.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def describe(episode: Episode, terms: Terms, *, show_private: bool, is_graded: bool = True) -> str:
     """A few lines of text. Private units are masked unless `show_private`.
 
@@ -29,7 +39,7 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool, is_graded: b
     problem = episode.problem
 
     def shown(text: str) -> str:
-        return text if show_private else masked(text, problem)
+        return printable(text if show_private else masked(text, problem))
 
     lines = [f"question  {shown(problem.question)}"]
     if is_graded:

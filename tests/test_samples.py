@@ -56,6 +56,17 @@ def test_private_units_are_shown_on_demand() -> None:
     assert lines[5] == "  hint         at vera stone clinic, since 1984-03-05"
 
 
+def test_a_reply_can_not_forge_lines_or_steer_the_terminal() -> None:
+    """A helper could else hide what was sent: in --mode=ask people read this on a screen."""
+    text = "so\n  sent          nothing\r\x1b[2K\u202eolleh\u200b, \u00e9\u65e5 C:\\n"
+    episode = make_episode(ask("who ?", text=text), answer("x"))
+    lines = describe(episode, TERMS, show_private=True).splitlines()
+    assert lines[3] == (
+        r"  hint         so\n  sent          nothing\r\x1b[2K\u202eolleh\u200b, é日 C:\n"
+    )
+    assert len(lines) == 6
+
+
 def test_where_the_right_answer_is_not_known_nothing_is_graded() -> None:
     text = describe(EPISODE, TERMS, show_private=True, is_graded=False)
     assert "gold" not in text and "reward" not in text and " em " not in text
@@ -100,7 +111,7 @@ def test_what_left_beside_a_request_is_said(sent: str) -> None:
     segment = dataclasses.replace(ask("more"), sent=sent)
     episode = make_episode(segment, answer(), problem=PROBLEM)
     said = describe(episode, score(episode, default_config().reward), show_private=False)
-    assert ("  sent          my doctor is [doctor] .\nmore" in said) == ("doctor" in sent)
+    assert (r"  sent          my doctor is [doctor] .\nmore" in said) == ("doctor" in sent)
     assert "  sent" not in said or "doctor" in sent
 
 
