@@ -67,7 +67,11 @@ def test_only_the_transport_opens_connections() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if {name.split(".")[0] for name in names} & {"requests", "urllib3", "http", "socket"}:
                 users.add(path.relative_to(ROOT / "collab").as_posix())
-    assert users <= {"llm/transport.py", "llm/serve.py", "llm/faults.py", "llm/fault_table.py"}
+    assert users <= {
+        "llm/connections.py", "llm/transport.py", "llm/serve.py", "llm/faults.py",
+        "llm/fault_table.py",
+    }  # fmt: skip
+    assert calls("connected") == {"llm/transport.py"}
 
 
 # --- engine and evaluation, to a server that keeps what it gets ------------------------------
