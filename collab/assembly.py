@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from collab.config import request_names
 from collab.llm import Backend, make_backend
 from collab.llm.client import Client
 from collab.llm.fingerprint import Fingerprint
+from collab.llm.keys import api_key
 from collab.llm.pool import Pool
 from collab.llm.probe import probe_set, take
 from collab.llm.replay import ReplayBackend
@@ -165,7 +165,7 @@ def _replayed(backend: Backend, config: Any, folder: pathlib.Path) -> Backend:
         backend_name=llm.backend,
         model=llm.model,
         temperature=llm.temperature,
-        secret=os.environ.get(llm.api_key_env, "").strip() if llm.api_key_env else "",
+        secret=api_key(llm),
         joins=not llm.hedge_after_s,  # a hedge is a second request on purpose
     )
 

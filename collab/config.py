@@ -90,6 +90,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "base_url": "http://127.0.0.1:8000/v1",
                 "model": "",
                 "api_key_env": "OPENAI_API_KEY",  # variable that holds the key; never the key
+                "api_key_file": "",  # or a file that holds it and nothing else
                 "share": "request",  # what the LLM sees: request, question or all (+ notes)
                 "concurrency": 64,  # requests in flight
                 "deadline_s": 30.0,  # for one request from its turn on, retries included

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
@@ -429,3 +430,17 @@ def test_the_backend_is_made_from_the_config(monkeypatch: pytest.MonkeyPatch) ->
     assert make_backend("openai", config.llm).helper_names == ("big",)
     with pytest.raises(ValueError, match="did you mean openai"):
         make_backend("openia", config.llm)
+
+
+def test_a_key_from_a_file_is_sent_and_its_place_named(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"{KEY}\n")
+    llm = default_config().llm
+    llm.update({"model": "big", "api_key_env": "", "api_key_file": str(path)})
+    with faulty(error(401)) as base_url:
+        llm.base_url = base_url
+        backend = make_backend("openai", llm)
+        with pytest.raises(errors.AuthFailed, match="refuses the key in the file ") as caught:
+            backend.complete(TALK, reply_tokens=8, deadline_s=20.0, helper="")
+    assert f"{path} (llm.api_key_file)" in str(caught.value)
+    assert KEY not in llm.to_json()

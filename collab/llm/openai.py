@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server: vLLM, llama.cpp, Ollama, the hosted ones, or `collab.llm.serve`.
 
 The protocol and what can be wrong with a reply are here; bytes, sockets and deadlines are in
-`transport`. The API key comes from the environment variable that `llm.api_key_env` names.
+`transport`. The API key comes from where `llm.api_key_env` or `llm.api_key_file` says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import email.utils
 import json
 import math
-import os
 import re
 import time
 import urllib.parse
@@ -21,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from collab.llm import Completion, Message, errors
+from collab.llm.keys import api_key, key_place
 from collab.llm.prompts import written_feedback
 from collab.llm.transport import Answer, Transport
 from collab.types import FeedbackKind, Knowledge
@@ -50,11 +50,14 @@ class OpenAIBackend:
         temperature: float,
         concurrency: int,
         helper_names: tuple[str, ...] = (),
+        key_file: str = "",
     ) -> None:
+        """key_env, key_file: where the key came from, or should; for messages."""
         self._base_url = _checked_url(base_url)
-        self._model, self._key_env, self._temperature = model, key_env, temperature
+        self._model, self._temperature = model, temperature
         self.helper_names = (model,) if model else helper_names
-        self._key = _checked_key(key, key_env)
+        self._key_place = key_place(variable=key_env, path=key_file)
+        self._key = _checked_key(key, self._key_place)
         self._transport = Transport(connections=concurrency, key=self._key)
 
     @classmethod
@@ -65,8 +68,9 @@ class OpenAIBackend:
         return cls(
             base_url=llm.base_url,
             model=llm.model,
-            key=os.environ.get(llm.api_key_env, "") if llm.api_key_env else "",
+            key=api_key(llm),
             key_env=llm.api_key_env,
+            key_file=llm.api_key_file,
             temperature=llm.temperature,
             concurrency=llm.concurrency * (2 if llm.hedge_after_s else 1),
             helper_names=tuple(llm.helpers),
@@ -155,11 +159,11 @@ class OpenAIBackend:
         if "content_filter" in words:
             return errors.ContentFiltered(said)
         if status == 402 or "insufficient_quota" in words:
-            return errors.QuotaSpent(f"{said}: the account of {self._key_env} has no credit left")
+            where = self._key_place
+            return errors.QuotaSpent(f"{said}: the account of the key in {where} has no credit")
         if status in (401, 403):
             what = "refuses the key in" if self._key else "asks for a key; put it into"
-            where = f"{self._key_env or '(no variable)'} (llm.api_key_env)"
-            return errors.AuthFailed(f"{said}: the server {what} the variable {where}")
+            return errors.AuthFailed(f"{said}: the server {what} {self._key_place}")
         if status == 404:
             return errors.ModelNotFound(
                 f"{said}: {self._base_url} knows no model {model!r}; correct llm.model, "
@@ -295,7 +299,9 @@ def _checked_url(base_url: str) -> str:
     """Without a trailing slash. Raises: ValueError; one with a password in it is not quoted."""
     parts = urllib.parse.urlsplit(base_url)
     if parts.username or parts.password:
-        raise ValueError("llm.base_url must hold no user or password; use llm.api_key_env")
+        raise ValueError(
+            "llm.base_url must hold no user or password; use llm.api_key_env or llm.api_key_file"
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
             f"llm.base_url={base_url!r} must be a whole URL such as http://127.0.0.1:8000/v1"
@@ -303,9 +309,9 @@ def _checked_url(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _checked_key(key: str, key_env: str) -> str:
-    """The key without blanks around it. Raises: ValueError that names the variable only."""
+def _checked_key(key: str, place: str) -> str:
+    """The key without blanks around it. Raises: ValueError that names its place only."""
     key = key.strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(f"the key in {key_env} must be one line of printable ASCII, no blanks")
+        raise ValueError(f"the key in {place} must be one line of printable ASCII, no blanks")
     return key

@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from collab.config import default_config, load_config
 from collab.llm import BACKENDS, Backend, Message, errors, make_backend
 from collab.llm.attacks import FAMILIES
 from collab.llm.injection import MIX, InjectingBackend
+from collab.llm.keys import key_in_variable
 from collab.rules import validate
 
 MAX_REQUEST_BYTES = 4 * 2**20
@@ -265,7 +265,7 @@ def task_backend(name: str, config: ConfigDict, data_dir: str) -> Backend:
 
 
 def _key_of(variable: str) -> str:
-    key = os.environ.get(variable, "").strip() if variable else ""
+    key = key_in_variable(variable)
     if variable and not key:
         raise ValueError(
             f"--api_key_env={variable}: the variable is empty; set it or drop the flag"
