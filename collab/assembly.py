@@ -14,6 +14,7 @@ from collab.config import request_names
 from collab.llm import Backend, make_backend
 from collab.llm.client import Client
 from collab.llm.fingerprint import Fingerprint
+from collab.llm.journal import Journal
 from collab.llm.keys import api_key
 from collab.llm.pool import Pool
 from collab.llm.probe import probe_set, take
@@ -126,7 +127,9 @@ def assemble(config: Any, workdir: str) -> Assembly:
             "run one process, or use llm.backend='scripted'"
         )
     backend.check()
-    client = Client(backend, config.llm, config.requests)
+    # Of a helper in this process the checkpoint tells: what it "costs" is part of the experiment.
+    journal = None if backend.is_local else Journal(folder / "spend.jsonl")
+    client = Client(backend, config.llm, config.requests, journal=journal)
     audit = None
     if not backend.is_local and config.privacy.gate != "off":
         audit = AuditLog(folder / "audit.jsonl", where=config.llm.base_url)

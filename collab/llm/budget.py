@@ -1,7 +1,8 @@
 """What help may cost, in dollars, requests and tokens: per run, per hour and per episode.
 
-Prices are a table of the config, and what is spent goes into checkpoints as a plain dict. Whether
-anything is sent is `client`'s business. Thread-safe; no threads, sleeps or I/O.
+Prices are a table of the config. What is spent goes into checkpoints as a plain dict, and where it
+is real money into a `journal` as it happens. Whether anything is sent is `client`'s business.
+Thread-safe; no threads or sleeps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from collab.llm import Completion, errors
+from collab.llm.journal import Journal
 
 HOUR_S, MINUTE_S = 3600.0, 60.0
 
@@ -73,15 +75,26 @@ class Budget:
     """
 
     def __init__(
-        self, limits: Mapping[str, Mapping[str, Any]], *, clock: Callable[[], float]
+        self,
+        limits: Mapping[str, Mapping[str, Any]],
+        *,
+        clock: Callable[[], float],
+        journal: Journal | None = None,
     ) -> None:
-        """limits: "run", "hour" and "episode", each with the fields of Spend; 0 = no limit."""
+        """limits: "run", "hour" and "episode", each with the fields of Spend; 0 = no limit.
+
+        journal: gets all that is spent; what stands in it counts as spent. Closed by `close`.
+        """
         self._limits = {scope: Spend(**dict(limits[scope])) for scope in SCOPES}
         self._has_hourly_limit = any(vars(self._limits["hour"]).values())
         self._clock = clock
         self._lock = threading.Lock()  # guards all below, and every Spend that is passed in
         self._run = Spend()
         self._minutes: collections.deque[tuple[float, Spend]] = collections.deque()  # (end, spend)
+        self._journal = journal
+        if journal is not None:
+            self._read(journal)
+        self._was_journal_empty = self._run == Spend()
 
     @property
     def run(self) -> Spend:
@@ -130,16 +143,38 @@ class Budget:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, of another process too. The time between counts as none at all.
 
-        What was spent before in this process (helpers are probed when a run starts) still counts.
+        What was spent before in this process (helpers are probed when a run starts) still counts. A
+        journal knows better than a state: then it counts only where the journal was empty, as for a
+        run that is older than its journal.
         """
         with self._lock:
+            if self._journal is not None:
+                if self._was_journal_empty and state["run"] != vars(Spend()):
+                    self._add(Spend(), Spend(**state["run"]))
+                return
             self._run.add(Spend(**state["run"]))
             now_s = self._clock()
             minutes = [(now_s + offset_s, Spend(*spend)) for offset_s, *spend in state["hour"]]
             minutes += self._minutes
             self._minutes = collections.deque(sorted(minutes, key=lambda minute: minute[0]))
 
+    def close(self) -> None:
+        """Let go of the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
     # --- under the lock --------------------------------------------------------------------
+
+    def _read(self, journal: Journal) -> None:
+        """Take what earlier processes spent for spent."""
+        now_s, recent = self._clock(), []
+        for ago_s, amount in journal.history():
+            spend = Spend(**amount)
+            self._run.add(spend)
+            if self._has_hourly_limit and ago_s < HOUR_S + MINUTE_S:
+                recent.append((now_s - ago_s, spend))
+        for at_s, spend in sorted(recent, key=lambda row: row[0]):  # the clock may have jumped
+            self._add_to_hour(at_s, spend)
 
     def _check(self, episode: Spend) -> None:
         key = self._reached_key(episode)
@@ -168,12 +203,15 @@ class Budget:
     def _add(self, episode: Spend, more: Spend) -> None:
         episode.add(more)
         self._run.add(more)
-        if not self._has_hourly_limit:
-            return
-        now_s = self._clock()
-        if not self._minutes or now_s >= self._minutes[-1][0]:
+        if self._has_hourly_limit:
+            self._add_to_hour(self._clock(), more)
+        if self._journal is not None:
+            self._journal.add(**vars(more))
+
+    def _add_to_hour(self, at_s: float, more: Spend) -> None:
+        if not self._minutes or at_s >= self._minutes[-1][0]:
             self._forget_old()
-            self._minutes.append((now_s + MINUTE_S, Spend()))
+            self._minutes.append((at_s + MINUTE_S, Spend()))
         self._minutes[-1][1].add(more)
 
     def _forget_old(self) -> None:

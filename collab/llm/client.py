@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from collab.llm import Backend, Completion, Message, errors, prompts
+from collab.llm.journal import Journal
 from collab.llm.sender import Call, Sender
 from collab.privacy.gate import Screened
 from collab.types import Feedback, FeedbackKind, HelpRequest
@@ -41,15 +42,17 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         seed: int = 0,
+        journal: Journal | None = None,
     ) -> None:
         """requests: `config.requests`, kind -> instruction. clock, sleep: seconds, for tests.
 
-        The default sleep ends at once when the client is closed.
+        The default sleep ends at once when the client is closed. journal: of what is spent, where
+        that is real money; closed with this.
         """
         self._backend, self._llm, self._requests = backend, llm, dict(requests)
         self._closing = threading.Event()
         self._clock, self._sleep = clock, sleep or self._closing.wait
-        self._sender = Sender(backend, llm, clock=clock, sleep=self._sleep)
+        self._sender = Sender(backend, llm, clock=clock, sleep=self._sleep, journal=journal)
         self._meters = self._sender.meters
         self._jitter = random.Random(seed)
         self._lock = threading.Lock()  # guards the jitter and all below
@@ -121,7 +124,7 @@ class Client:
         return self._sender.budget.state()
 
     def restore_spend(self, state: Mapping[str, Any]) -> None:
-        """Add what an earlier process of the run had spent, its `spend_state`; call it once."""
+        """Add what an earlier process of the run had spent, unless a journal knows; call it once."""
         self._sender.budget.restore(state)
 
     def close(self) -> None:

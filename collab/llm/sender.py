@@ -19,6 +19,7 @@ from collab.llm.accounts import Account, Accounts
 from collab.llm.breaker import CircuitBreaker, RetryBudget
 from collab.llm.budget import Budget, Prices
 from collab.llm.hedging import first_reply
+from collab.llm.journal import Journal
 from collab.llm.limits import RateLimits
 from collab.llm.meters import Meters
 from collab.llm.replay import ReplayBackend
@@ -56,6 +57,7 @@ class Sender:
         *,
         clock: Callable[[], float],
         sleep: Callable[[float], object],
+        journal: Journal | None,
     ) -> None:
         self.is_down = self.is_closed = False
         self.meters = Meters()
@@ -69,7 +71,7 @@ class Sender:
             clock=clock,
         )
         self.retries = RetryBudget(llm.retry_budget, refill=llm.retry_refill)
-        self.budget = Budget(llm.budget, clock=clock)
+        self.budget = Budget(llm.budget, clock=clock, journal=journal)
         self._limits = RateLimits(
             requests_per_minute=llm.requests_per_minute,
             tokens_per_minute=llm.tokens_per_minute,
@@ -160,6 +162,7 @@ class Sender:
         self.is_closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=True)
+        self.budget.close()
 
     def _send(self, call: Call, deadline_s: float) -> Completion:
         """Ask the backend once, and count how that ended; a reply is metered, whoever reads it."""
