@@ -27,7 +27,7 @@ LAYERS = (
 PURE = (
     r"collab\.models\.(?!weights).*",
     r"collab\.strategies(\..*)?",
-    r"collab\.rollout\.(decode|sampling|state)",
+    r"collab\.rollout\.(decode|state)",
     r"collab\.rl\.(?!imitation|traces|credit|batch|steps).*",
 )
 FORBIDDEN_IN_PURE = {"time", "os", "requests", "logging", "socket", "random", "pathlib"}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from collab.rollout.sampling import CDF_BLOCK, inverse_cdf, row_key, token_logp, two_uniforms
+from collab.models.sampling import CDF_BLOCK, inverse_cdf, row_key, token_logp, two_uniforms
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ import optax
 
 from collab.metrics import masked_mean
 from collab.models.policy import Policy
+from collab.models.sampling import token_logp
 from collab.rl import Objective
 from collab.rl.batch import Batch
-from collab.rollout.sampling import token_logp
 from collab.types import Params
 
 

@@ -8,7 +8,7 @@
 
 Every step reads one token a row (the last of its context), so decisions cost what tokens cost and
 consecutive THINK steps never touch the host. Nothing is prefilled twice. All functions are pure and
-unjitted; `collab.rollout.engine` jits them once. Randomness (`collab.rollout.sampling`) is a
+unjitted; `collab.rollout.engine` jits them once. Randomness (`collab.models.sampling`) is a
 function of the row's key and the position, hence of nothing that timing could change.
 """
 
@@ -24,8 +24,8 @@ import numpy as np
 
 from collab import strategies
 from collab.models.policy import Policy
+from collab.models.sampling import inverse_cdf, row_key, token_logp, two_uniforms
 from collab.models.transformer import empty_cache
-from collab.rollout.sampling import inverse_cdf, row_key, token_logp, two_uniforms
 from collab.rollout.state import (
     DECIDE,
     DONE,

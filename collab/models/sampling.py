@@ -1,7 +1,7 @@
 """Drawing tokens and actions: the sampler's log-probabilities, row keys and the inverse CDF.
 
 One uniform a draw, and it depends on the row's key and the position alone. Pure code; when
-something is drawn is decided in `collab.rollout.decode`.
+something is drawn is decided in `collab.rollout.decode` and `collab.models.generate`.
 """
 
 from __future__ import annotations
