@@ -91,6 +91,28 @@ class BpeTokenizer(Tokenizer):
                 ids += self._encode_template(part)
         return ids
 
+    def chat(self, talk: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a talk in the model's own template, the assistant's turn opened.
+
+        talk: role and text of each message, in order; texts are inert, whatever they hold.
+        Raises: ValueError where the model has no template, or it does not take these roles.
+        """
+        if not self._template:
+            raise ValueError("the model has no chat template; use an instruction-tuned one")
+        marked = chat.talk_of([role for role, _ in talk])
+        parts = chat.template_parts(self._template, bos=self._bos, eos=self._end, talk=marked)
+        texts = {mark: text for (_, mark), (_, text) in zip(marked, talk, strict=True)}
+        lost = [role for role, mark in marked if mark not in parts]
+        if lost:
+            raise ValueError(f"the model's chat template leaves out the {lost[0]} message")
+        return [
+            token
+            for part in parts
+            for token in (
+                self.encode(texts[part]) if part in texts else self._encode_template(part)
+            )
+        ]
+
     def _encode_template(self, text: str) -> list[int]:
         names = sorted(self._specials, key=len, reverse=True)
         ids: list[int] = []

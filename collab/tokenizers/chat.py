@@ -7,6 +7,7 @@ can become special ids while whatever stands in a question or in notes stays ine
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from collab.tokenizers.base import require
@@ -25,10 +26,20 @@ def user_message(question: str, notes: str) -> str:
     return f"Private notes:\n{notes}\n\nQuestion: {question}" if notes else f"Question: {question}"
 
 
-def template_parts(template: str, *, bos: str, eos: str) -> list[str]:
-    """The rendered conversation (system, user, opened assistant turn), cut at the two marks.
+PROMPT = (("system", SYSTEM_MARK), ("user", USER_MARK))  # role and mark of an episode's messages
 
-    Raises: ValueError if the template is broken or shows no user message.
+
+def talk_of(roles: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Role and mark of every message of a longer talk."""
+    return tuple((role, f"\ue582{index}\ue582") for index, role in enumerate(roles))
+
+
+def template_parts(
+    template: str, *, bos: str, eos: str, talk: Sequence[tuple[str, str]] = PROMPT
+) -> list[str]:
+    """The rendered conversation, the assistant's turn opened, cut at the messages' marks.
+
+    Raises: ValueError if the template is broken or leaves out a message other than the system's.
     """
     jinja = require("jinja2")
     sandbox = require("jinja2.sandbox")
@@ -36,10 +47,7 @@ def template_parts(template: str, *, bos: str, eos: str) -> list[str]:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _refuse
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": SYSTEM_MARK},
-        {"role": "user", "content": USER_MARK},
-    ]
+    messages: list[dict[str, Any]] = [{"role": role, "content": mark} for role, mark in talk]
     try:
         text = environment.from_string(template).render(
             messages=messages,
@@ -50,9 +58,11 @@ def template_parts(template: str, *, bos: str, eos: str) -> list[str]:
         )
     except jinja.TemplateError as error:
         raise ValueError(f"the model's chat template does not render: {error}") from error
-    if USER_MARK not in text:
-        raise ValueError("the model's chat template shows no user message")
-    return [part for part in re.split(f"({SYSTEM_MARK}|{USER_MARK})", text) if part]
+    for role, mark in talk:
+        if role != "system" and mark not in text:
+            raise ValueError(f"the model's chat template shows no {role} message")
+    marks = "|".join(mark for _, mark in talk)
+    return [part for part in re.split(f"({marks})", text) if part]
 
 
 def _refuse(message: str) -> NoReturn:
