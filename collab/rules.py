@@ -64,7 +64,8 @@ AT_LEAST_ONE = (
     "checkpoint.imitation_every", "checkpoint.keep",
     "evaluate.bootstrap", "log.every", "log.samples_every", "llm.concurrency", "llm.reply_tokens",
     "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
-    "reward.token_reference",
+    "reward.token_reference", "llm.local.context_tokens", "llm.local.rows",
+    "llm.local.prompts_per_call", "llm.local.steps_per_call",
 )  # fmt: skip
 MOST_DISTRACTORS = 8
 POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "calibrate.tolerance")
@@ -78,6 +79,7 @@ ONE_OF = {
     "llm.draw": ("episode", "request"),
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
+    "llm.local.dtype": ("float32", "bfloat16"),
     "llm.replay": ("off", "record", "replay", "replay_or_call"),
     "privacy.gate": ("off", "observe", "mask", "block"),
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
@@ -158,6 +160,12 @@ def _check_help(config: Any) -> None:
     _require(
         spoiled <= 1,
         f"llm.weaken: drop+shorten+wrong={spoiled:g} must be at most 1; lower one",
+    )
+    parts = config.mesh.data * config.mesh.fsdp
+    _require(
+        llm.backend != "local" or llm.local.rows % parts == 0,
+        f"llm.local.rows={llm.local.rows} must divide by mesh.data*mesh.fsdp={parts}; "
+        f"try llm.local.rows={-(-llm.local.rows // parts) * parts}",
     )
     _check_prices(llm.prices)
     _require(  # the config is written to disk

@@ -40,6 +40,7 @@ class FakeBackend:
     """Plays one step per call, the last for ever."""
 
     helper_names: tuple[str, ...] = ("one",)
+    where = ""
 
     def __init__(self, *steps: Step, is_local: bool = True) -> None:
         self.steps, self.is_local = list(steps), is_local

@@ -23,6 +23,8 @@ PATIENCE_S = 60.0
 class CountingBackend:
     """Replies "reply <n>" to the n-th call; where `go` is given, once it is set."""
 
+    where = "http://127.0.0.1:9/v1"
+
     def __init__(
         self,
         *steps: Completion | Exception,

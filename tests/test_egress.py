@@ -45,10 +45,10 @@ def calls(name: str) -> set[str]:
 
 
 def test_only_the_sender_and_what_wraps_a_backend_ask_one() -> None:
-    """serve, faults and injection are helpers; openai asks at start-up, with words of its own."""
+    """serve, faults and injection are helpers; two ask at start-up, with words of their own."""
     assert calls("complete") <= {
         "llm/sender.py", "llm/replay.py", "llm/openai.py", "llm/serve.py", "llm/faults.py",
-        "llm/injection.py",
+        "llm/injection.py", "llm/local.py",
     }  # fmt: skip
     assert "llm/sender.py" in calls("complete")
 

@@ -212,7 +212,7 @@ class VirtualTime:
 class Outage:
     """A helper that replies after a while, and from BEGINS_S to ENDS_S hangs or refuses."""
 
-    is_local, helper_names = True, ("",)  # local: the callers' threads are the only ones
+    is_local, where, helper_names = True, "", ("",)  # local: the callers' threads are the only ones
 
     def __init__(self, time: VirtualTime, *, has_hung: bool) -> None:
         self.time, self.has_hung = time, has_hung

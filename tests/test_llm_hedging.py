@@ -16,7 +16,7 @@ from fake_llm import OK, REQUESTS, FakeBackend, llm_config, passed, request
 class Twins:
     """The first call and the second, each held until the test lets it go, then played."""
 
-    is_local, helper_names = False, ("one",)
+    is_local, where, helper_names = False, "", ("one",)
 
     def __init__(self, first: Completion | Exception, second: Completion | Exception) -> None:
         self.steps, self.lock, self.calls = (first, second), threading.Lock(), 0

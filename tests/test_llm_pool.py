@@ -14,7 +14,7 @@ from collab.llm.pool import Pool, together
 
 def pool_of(config: Any, strength: dict[str, float] | None = None, **changes: Any) -> Pool:
     config.update_from_flattened_dict(changes)
-    return Pool.from_config(config, strength or {})
+    return Pool.from_config(config, tuple(config.llm.helpers), strength=strength)
 
 
 def test_helpers_are_drawn_by_weight_and_by_the_generator(
@@ -45,7 +45,7 @@ def test_per_request_each_request_of_an_episode_has_a_draw_of_its_own(
 
 
 def test_a_served_model_is_one_nameless_helper(tiny_config: ml_collections.ConfigDict) -> None:
-    pool = pool_of(tiny_config, **{"llm.backend": "openai", "llm.model": "big"})
+    pool = Pool.from_config(tiny_config, ("big",))
     assert pool.draw(2, np.random.default_rng(0)) == [("",), ("",)]
 
 

@@ -104,7 +104,7 @@ def make_engine(config: Any, client: Any) -> tuple[Engine, Any]:
 
 def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
     """Random weights with a lively head, and layers that count from the start."""
-    pool = Pool.from_config(config, strength={"one_hop": 0.25, "two_hops": 0.5})
+    pool = Pool.from_config(config, HELPERS, strength={"one_hop": 0.25, "two_hops": 0.5})
     tokenizer = tokenizers.make_tokenizer(config, corpus=list)
     mesh = sharding.make_mesh(config.mesh)
     names = action_names(tuple(config.requests))

@@ -166,7 +166,7 @@ def test_a_run_without_any_training_is_evaluated_all_the_same(
 class Hostile:
     """A helper that says something worse each time."""
 
-    is_local = False
+    is_local, where = False, ""
     helper_names = ("hostile",)
     texts = (
         "x " * 450_000,  # nearly a megabyte; cut to rollout.reply_tokens

@@ -11,15 +11,19 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ml_collections import ConfigDict
 
 from collab.types import Knowledge
 
+if TYPE_CHECKING:
+    import jax
+
 BACKENDS = {
     "scripted": "collab.llm.scripted:ScriptedBackend",
     "openai": "collab.llm.openai:OpenAIBackend",
+    "local": "collab.llm.local:LocalBackend",
 }
 
 CHARACTERS_PER_TOKEN = 4  # English text under byte-pair vocabularies of 32k-200k pieces
@@ -53,6 +57,7 @@ class Backend(Protocol):
     """One way to reach an LLM. Every method may be called from many threads at once."""
 
     is_local: bool  # pure, fast Python: the client runs it inline, without threads
+    where: str  # whom the requests reach, for the audit log; "" = they stay in this process
     helper_names: tuple[str, ...]  # what `complete` accepts as `helper`, besides ""
 
     def complete(
@@ -74,11 +79,17 @@ class Backend(Protocol):
 
 
 def make_backend(
-    name: str, llm: ConfigDict, *, knowledge: Knowledge | None = None, seed: int = 0
+    name: str,
+    llm: ConfigDict,
+    *,
+    knowledge: Knowledge | None = None,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Backend:
     """Build a row of BACKENDS from `config.llm`.
 
-    knowledge: of the task, for a backend that answers from it. Raises: ValueError on bad settings.
+    knowledge: of the task, for a backend that answers from it. mesh: of the run, for one that
+    computes on it; None = one device. Raises: ValueError on bad settings.
     """
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS, n=1)
@@ -86,7 +97,7 @@ def make_backend(
         raise ValueError(f"llm.backend={name!r} must be one of {', '.join(BACKENDS)}{hint}")
     module, attribute = BACKENDS[name].split(":")
     backend: Backend = getattr(importlib.import_module(module), attribute).from_config(
-        llm, knowledge=knowledge, seed=seed
+        llm, knowledge=knowledge, seed=seed, mesh=mesh
     )
     return backend
 

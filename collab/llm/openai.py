@@ -53,7 +53,7 @@ class OpenAIBackend:
         key_file: str = "",
     ) -> None:
         """key_env, key_file: where the key came from, or should; for messages."""
-        self._base_url = _checked_url(base_url)
+        self._base_url = self.where = _checked_url(base_url)
         self._model, self._temperature = model, temperature
         self.helper_names = (model,) if model else helper_names
         self._key_place = key_place(variable=key_env, path=key_file)
@@ -62,7 +62,7 @@ class OpenAIBackend:
 
     @classmethod
     def from_config(
-        cls, llm: ConfigDict, *, knowledge: Knowledge | None, seed: int
+        cls, llm: ConfigDict, *, knowledge: Knowledge | None, seed: int, mesh: object = None
     ) -> OpenAIBackend:
         """Settings from `config.llm`, the key from the environment; it may be absent."""
         return cls(

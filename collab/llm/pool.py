@@ -36,8 +36,10 @@ class Pool:
     strength: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Any, strength: Mapping[str, float]) -> Pool:
-        """The rows of `llm.helpers` where the backend has several, else one helper named "".
+    def from_config(
+        cls, config: Any, names: Sequence[str], *, strength: Mapping[str, float] | None = None
+    ) -> Pool:
+        """Those rows of `llm.helpers` that the backend has, by `names`; else one helper named "".
 
         Raises: ValueError for an unknown feature.
         """
@@ -47,18 +49,19 @@ class Pool:
                     f"model.helper_features: {name!r} must be {PRICE}, {STRENGTH} or {ID}NAME of a "
                     f"helper; try model.helper_features={PRICE},{STRENGTH}"
                 )
-        llm, weights = config.llm, {"": 1.0}
-        if llm.helpers and (llm.backend == "scripted" or not llm.model):
-            weights = {
-                name: row.get("weight", llm.scripted.weight) for name, row in llm.helpers.items()
-            }
+        llm = config.llm
+        weights = {
+            name: row.get("weight", llm.scripted.weight)
+            for name, row in llm.helpers.items()
+            if name in names
+        } or {"": 1.0}
         prices = Prices(llm.prices)
         return cls(
             weights=weights,
             draws=config.rollout.max_asks if llm.draw == "request" else 1,
             features=tuple(config.model.helper_features),
             completion_usd={n: prices.completion_usd(llm.model or n) for n in weights},
-            strength=strength,
+            strength=strength or {},
         )
 
     def draw(self, count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:

@@ -85,6 +85,7 @@ class ReplayBackend:
         if store is None and mode != "off":
             raise ValueError(f"replay mode {mode!r} needs a replay file")
         self.is_local = backend.is_local or mode == "replay"
+        self.where = "" if mode == "replay" else backend.where
         self.helper_names = backend.helper_names
         self._backend, self._store, self._mode = backend, store, mode
         self._name, self._model, self._temperature = backend_name, model, temperature

@@ -75,6 +75,7 @@ class ScriptedBackend:
     """
 
     is_local = True
+    where = ""
 
     def __init__(
         self, knowledge: Knowledge, strengths: dict[str, Strength], *, seed: int = 0
@@ -86,7 +87,7 @@ class ScriptedBackend:
 
     @classmethod
     def from_config(
-        cls, llm: ConfigDict, *, knowledge: Knowledge | None, seed: int
+        cls, llm: ConfigDict, *, knowledge: Knowledge | None, seed: int, mesh: object = None
     ) -> ScriptedBackend:
         """One helper per row of `llm.helpers`, and "scripted" with the defaults alone."""
         if knowledge is None:

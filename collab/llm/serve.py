@@ -26,6 +26,7 @@ from collab.llm.attacks import FAMILIES
 from collab.llm.injection import MIX, InjectingBackend
 from collab.llm.keys import key_in_variable
 from collab.rules import validate
+from collab.sharding import make_mesh
 
 MAX_REQUEST_BYTES = 4 * 2**20
 IDLE_S = 60.0  # a kept-alive connection without a request is closed
@@ -224,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         key = _key_of(flags.api_key_env)
         config = load_config(flags.config) if flags.config else default_config()
+        config.llm.backend = flags.backend
         validate(config)
         backend = task_backend(flags.backend, config, flags.data_dir)
         if flags.injection:
@@ -234,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    serve_until_interrupted(server, flags.backend)
+    with contextlib.closing(backend):
+        serve_until_interrupted(server, flags.backend)
     return 0
 
 
@@ -255,7 +258,9 @@ def _open(backend: Backend, *, host: str, port: int, key: str) -> Server:
 
 
 def task_backend(name: str, config: ConfigDict, data_dir: str) -> Backend:
-    """A backend that knows the config's task, as one in process would."""
+    """A backend that knows the config's task, as one in process would; or one with a model."""
+    if name == "local":  # it knows what its weights know
+        return make_backend(name, config.llm, seed=config.seed, mesh=make_mesh(config.mesh))
     # Serving is an application: the one place below main that needs a task, and only when run.
     from collab.tasks import make_task
 

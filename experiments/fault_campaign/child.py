@@ -93,7 +93,7 @@ CALLING = {
 class Echo:
     """A backend whose reply names the request."""
 
-    is_local = True
+    is_local, where = True, ""
     helper_names = (MODEL,)
 
     def complete(
