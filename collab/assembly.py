@@ -25,6 +25,7 @@ from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
 from collab.privacy.audit import AuditLog
 from collab.privacy.gate import Gate
+from collab.privacy.panel import Panel
 from collab.rollout.engine import Engine
 from collab.types import Feedback, HelpRequest, Params, Task, TeachableTask, action_names
 
@@ -42,6 +43,7 @@ class Assembly:
     backend: Backend
     client: Client
     gate: Gate
+    panel: Panel  # judges of leaks
     engine: Engine
     pool: Pool
     fingerprints: dict[str, Fingerprint] = dataclasses.field(default_factory=dict)  # if probed
@@ -57,6 +59,7 @@ class Assembly:
         """End the help: connections, files of replies, the audit log."""
         self.client.close()
         self.gate.close()
+        self.panel.close()
 
     def probed(self, requests: int) -> Assembly:
         """The same with fingerprints of all helpers, taken now with so many requests each."""
@@ -154,6 +157,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
         backend=backend,
         client=client,
         gate=gate,
+        panel=Panel.from_config(config, knowledge=task.knowledge),
         pool=pool,
         engine=Engine(policy, tokenizer, client, config, mesh, gate, pool),
     )

@@ -154,6 +154,12 @@ def default_config() -> ml_collections.ConfigDict:
             "privacy": {
                 # between policy and network: off, observe (note what leaves), mask, block
                 "gate": "observe",
+                "recognisers": "",  # of units that nobody labelled, in --mode=ask: "" or presidio
+                # an LLM that says what requests give away by paraphrase or inference; it sees the
+                # private units. mode: off, log (metrics only), reward (part of the leak)
+                "judge": _judge(),
+                # another LLM whose verdicts are only compared with the judge's: off or log
+                "audit_judge": _judge(),
             },
             "reward": {
                 "quality": "em",  # em or f1
@@ -239,6 +245,23 @@ def default_config() -> ml_collections.ConfigDict:
             },
         }
     )
+
+
+def _judge() -> dict[str, Any]:
+    """Defaults of a judge of leaks."""
+    return {
+        "mode": "off",
+        "backend": "local",  # a row of collab.llm.BACKENDS
+        "base_url": "http://127.0.0.1:8001/v1",  # on this machine, unless may_leave_machine
+        "model": "",
+        "api_key_env": "",  # variable that holds the key; never the key
+        "may_leave_machine": False,  # private units may be sent to another machine
+        "judged_share": 1.0,  # of training questions whose episodes are judged, all of one or none
+        "concurrency": 8,  # requests in flight
+        "deadline_s": 60.0,  # for one request, retries included
+        "reply_tokens": 128,
+        "budget_usd": 0.0,  # of the run, then it gives no verdicts; 0 = no limit
+    }
 
 
 def request_names(config: Any) -> tuple[str, ...]:

@@ -21,6 +21,11 @@ FAILED_SHARE = 0.1  # of replies, and of episodes
 CONSTANT_ENTROPY = 0.02  # nats, of the head
 SAMPLER_GAP = 1e-2  # nats
 LAUNDERED_SHARE = 0.5  # of requests
+UNJUDGED_SHARE = 0.5  # of requests that the judge was asked about
+OVERLOOKED_SHARE = 0.5  # of the units that the audit judge calls leaked
+LEAST_OVERLOOKED = 10  # units; fewer are chance
+LEAST_KAPPA = 0.2  # of judge and audit judge
+LEAST_AUDITED = 30  # units
 
 
 def figures(
@@ -119,4 +124,19 @@ def alarms(metrics: Mapping[str, float]) -> list[str]:
         found.append("the helper fails: learning sees what it is like alone, not with help")
     if metrics.get("status_no_answer", 0.0) > 0.2 or metrics.get("cut", 0.0) > 1.0:
         found.append("gibberish: many segments hit their limit or answers are empty")
+    return found + _judge_alarms(metrics)
+
+
+def _judge_alarms(metrics: Mapping[str, float]) -> list[str]:
+    """Verdicts that are missing, or that the audit judge does not share."""
+    found = []
+    if metrics.get("judge/no_verdict", 0.0) > UNJUDGED_SHARE * metrics.get("judge/requests", 0.0):
+        found.append("the judge hardly gives a verdict: paraphrased leaks go unseen")
+    overlooked = metrics.get("judge/audit_only", 0.0)
+    caught = metrics.get("judge/audit_both", 0.0)
+    if overlooked > LEAST_OVERLOOKED and overlooked > OVERLOOKED_SHARE * (overlooked + caught):
+        found.append("the audit judge sees leaks that the judge overlooks: it may be fooled")
+    is_enough = metrics.get("judge/audit_units", 0.0) >= LEAST_AUDITED
+    if is_enough and metrics.get("judge/audit_kappa", 1.0) < LEAST_KAPPA:
+        found.append("judge and audit judge diverge")
     return found

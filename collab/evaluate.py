@@ -51,11 +51,15 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Outcomes on the test split, and what was chosen for each strategy on the validation split."""
+    """Outcomes on the test split, and what was chosen for each strategy on the validation split.
+
+    judge: figures about the verdicts of the judges on it, none where no judge was asked.
+    """
 
     outcomes: list[Outcome]
     chosen: dict[str, Candidate]
     episodes: dict[str, list[Episode]]
+    judge: dict[str, float]
 
 
 class Evaluator:
@@ -86,14 +90,25 @@ class Evaluator:
         chosen = self._choose(wanted)
         problems = self.a.task.problems("test")
         made = [name for name in chosen if self.table[name].mode != "composed"]
-        episodes = self._episodes([chosen[name] for name in made], problems, "test")
+        episodes, judge = self._judged(
+            self._episodes([chosen[name] for name in made], problems, "test"), "test"
+        )
         by_name = {name: episodes[chosen[name]] for name in made}
         if "cascade" in chosen:
             by_name["cascade"] = _cascade(by_name, chosen["cascade"].setting.threshold)
         outcomes = [
             self._outcome(name, episode, "test") for name in wanted for episode in by_name[name]
         ]
-        return Evaluation(outcomes, chosen, by_name)
+        return Evaluation(outcomes, chosen, by_name, judge)
+
+    def _judged(
+        self, episodes: Mapping[Candidate, list[Episode]], label: str
+    ) -> tuple[dict[Candidate, list[Episode]], dict[str, float]]:
+        """Episodes with the judge's verdicts where they count, and figures about those."""
+        flat = [episode for group in episodes.values() for episode in group]
+        found, figures = self.a.panel.judged(flat, label=f"judge {label}")
+        each = iter(found)
+        return {name: [next(each) for _ in group] for name, group in episodes.items()}, figures
 
     def sweep(self, biases: Sequence[float], split: str) -> dict[float, list[Outcome]]:
         """Outcomes of the learned policy on a split under each ask bias, in one batch."""
@@ -134,6 +149,8 @@ class Evaluator:
             if self.table[name].mode != "composed"
         ]
         episodes = self._episodes(candidates, problems, "validation, baselines")
+        if self.a.panel.counts:
+            episodes, _ = self._judged(episodes, "validation")
         chosen: dict[str, Candidate] = {}
         reward: dict[str, float] = {}
         for candidate in candidates:

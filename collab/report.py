@@ -192,11 +192,13 @@ def write_evaluation(
     commit: str,
     device: str,
     wall_s: float,
+    judge: Mapping[str, float] | None = None,
 ) -> None:
     """Write rows and how they came about as JSON. The file is whole or not there.
 
     chosen: what was settled on the validation split for each strategy. ask_bias: of the learned
     policy, and where it is from. helpers: fingerprints, where they were taken, and their changes.
+    judge: figures about the verdicts of judges of leaks, in the file only where there are any.
     Raises: ValueError for a number that is not finite, which JSON can't hold.
     """
     path = pathlib.Path(path)
@@ -210,6 +212,7 @@ def write_evaluation(
         "commit": commit,
         "device": device,
         "wall_s": wall_s,
+        **({"judge": _plain(judge)} if judge else {}),
     }
     text = json.dumps(content, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,10 @@ class Terms:
     """All parts of one episode's reward.
 
     asks: help requests. turns: exchanges, answers to the helper's questions among them.
-    leak: share of the private units that left, weighted by sensitivity, in [0, 1].
-    leak_by_exchange: the same by request, in order; a unit counts where it became complete.
+    leak: share of the private units that left, weighted by sensitivity, in [0, 1]; by the detector
+    or, where the episode was judged, by the judge.
+    leak_by_exchange: the same by request, in order; a unit counts once, at the first request that
+    gave it away by either.
     """
 
     em: float
@@ -99,6 +101,12 @@ def _leaks(episode: Episode) -> tuple[tuple[float, ...], int]:
         return (0.0,) * len(episode.outgoing), 0
     weight = np.array([unit.sensitivity for unit in units], np.float64)
     weight = weight / weight.sum() if weight.any() else weight  # where nothing weighs, 0 is lost
-    by_request = Detector(units).leaked_by_request(episode.outgoing)
-    shares = tuple(float(sum(weight[unit] for unit in leaked)) for leaked in by_request)
-    return shares, sum(len(leaked) for leaked in by_request)
+    found = Detector(units).leaked_by_request(episode.outgoing)
+    judged = (None,) * len(found) if episode.judged is None else episode.judged
+    left: set[int] = set()
+    shares = []
+    for by_match, by_judge in zip(found, judged, strict=True):
+        new = (by_match | (by_judge or frozenset())) - left
+        left |= new
+        shares.append(float(sum(weight[unit] for unit in sorted(new))))
+    return tuple(shares), len(left)

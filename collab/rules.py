@@ -7,7 +7,9 @@ and a fix. The keys themselves are in `collab.config`.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ def validate(config: Any) -> None:
     _check_ranges(config)
     _check_rollout(config)
     _check_help(config)
+    _check_judges(config.privacy)
     _check_learning(config)
     _require(
         config.task.privatise.distractors <= MOST_DISTRACTORS,
@@ -66,9 +69,14 @@ AT_LEAST_ONE = (
     "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
     "reward.token_reference", "llm.local.context_tokens", "llm.local.rows",
     "llm.local.prompts_per_call", "llm.local.steps_per_call",
+    *(f"privacy.{judge}.{key}" for judge in ("judge", "audit_judge")
+      for key in ("concurrency", "reply_tokens")),
 )  # fmt: skip
 MOST_DISTRACTORS = 8
-POSITIVE = ("reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "calibrate.tolerance")
+POSITIVE = (
+    "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "calibrate.tolerance",
+    "privacy.judge.deadline_s", "privacy.audit_judge.deadline_s",
+)  # fmt: skip
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
     "llm.retry_refill", "llm.weaken.drop", "llm.weaken.shorten", "llm.weaken.wrong",
@@ -82,6 +90,9 @@ ONE_OF = {
     "llm.local.dtype": ("float32", "bfloat16"),
     "llm.replay": ("off", "record", "replay", "replay_or_call"),
     "privacy.gate": ("off", "observe", "mask", "block"),
+    "privacy.recognisers": ("", "presidio"),
+    "privacy.judge.mode": ("off", "log", "reward"),
+    "privacy.audit_judge.mode": ("off", "log"),  # reward it, and it audits no more
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
 
@@ -190,6 +201,55 @@ def _check_prices(prices: Any) -> None:
         "completion) in dollars per million tokens, each name once, '' among them; try "
         "llm.prices=\"(('', 0.25, 0.25, 2.0),)\"",
     )
+
+
+def _check_judges(privacy: Any) -> None:
+    judge, audit = privacy.judge, privacy.audit_judge
+    for name in ("judge", "audit_judge"):
+        if privacy[name].mode != "off":
+            _check_judge(f"privacy.{name}", privacy[name])
+    if audit.mode == "off":
+        return
+    _require(
+        judge.mode != "off",
+        "privacy.audit_judge.mode='log' has no judge to audit; try privacy.judge.mode='log'",
+    )
+    _require(
+        any(audit[key] != judge[key] for key in ("backend", "base_url", "model")),
+        f"privacy.audit_judge.model={audit.model!r} is the judge itself; name another model, "
+        "base_url or backend",
+    )
+
+
+def _check_judge(path: str, judge: Any) -> None:
+    """Whether a judge that is asked can judge, and stays on this machine unless it may leave."""
+    _require(
+        judge.backend != "scripted",
+        f"{path}.backend='scripted' can't judge, it knows facts only; try {path}.backend='local'",
+    )
+    if judge.backend != "openai":
+        return
+    _require(bool(judge.model), f"{path}.model is empty; name a model that {path}.base_url serves")
+    _require(
+        "@" not in judge.base_url,
+        f"{path}.base_url must hold no user or password; put the key into the variable that "
+        f"{path}.api_key_env names",
+    )
+    _require(
+        judge.may_leave_machine or is_on_this_machine(judge.base_url),
+        f"{path}.base_url={judge.base_url!r} is not on this machine, and a judge is sent the "
+        "private units themselves; use a loopback address such as http://127.0.0.1:8001/v1, or "
+        f"allow it by {path}.may_leave_machine=True",
+    )
+
+
+def is_on_this_machine(base_url: str) -> bool:
+    """Whether a URL names a loopback address, or localhost; no other name is looked up."""
+    try:
+        host = urllib.parse.urlsplit(base_url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_curriculum(curriculum: Any) -> None:

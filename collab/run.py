@@ -352,6 +352,7 @@ def _publish(
         commit=commit,
         device=jax.devices()[0].device_kind,
         wall_s=wall_s,
+        judge=evaluation.judge,
     )
     paths = plots.plot(rows, assembly.workdir / "plots")
     print(report.table(rows))

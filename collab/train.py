@@ -108,6 +108,7 @@ class Trainer:
             self.constant_reward = restored.host.get("constant_reward")
             if "spend" in restored.host:  # not in a run that is older than the record
                 self.a.client.restore_spend(restored.host["spend"])
+            self.a.panel.restore_spend(restored.host.get("judge_spend", {}))
             _log.info("resumed at step %d of %d", self.step, self.total)
 
     def _stage(self, end: int, work: Callable[[], dict[str, float]], label: str = "") -> None:
@@ -146,6 +147,7 @@ class Trainer:
             "step": self.step,
             "constant_reward": self.constant_reward,
             "spend": self.a.client.spend_state(),
+            "judge_spend": self.a.panel.spend_state(),
         }
         self.checkpointer.save(self.step, state, host=host, metric=metric)
 
@@ -207,7 +209,8 @@ class Trainer:
             self._check_finite(metrics, batch, "cold_start.label_learning_rate")
         terms = [score(episode, self.config.reward) for episode in episodes]
         metrics.update(figures(episodes, terms, self.a.engine.names))
-        metrics.update(self._constant_rewards(constants, made[len(jobs) :]))
+        ruled, _ = self.a.panel.judged(made[len(jobs) :], draw="constants", label="judge")
+        metrics.update(self._constant_rewards(constants, ruled))
         self.state = self.steps.start_rl(params)
         self.reference = self.steps.copy(params)
         return self._write("solve_rate", metrics)
@@ -278,12 +281,13 @@ class Trainer:
         config, engine = self.config, self.a.engine
         iteration = self.step - self.cold_steps - 1
         jobs = self._jobs(iteration)
-        episodes = engine.run(
+        rolled = engine.run(
             self.state.params,
             jobs,
             temperature=config.rollout.temperature,
             weakening=self.weakening,
         )
+        episodes, judged = self.a.panel.judged(rolled, draw=f"iteration {iteration}")
         terms = [score(episode, config.reward) for episode in episodes]
         batch = self._collate([episode.trace for episode in episodes], rows=len(jobs))
         metrics = assign(
@@ -299,6 +303,7 @@ class Trainer:
         for _ in range(config.rl.updates):
             self.state, learned = self.steps.policy_gradient(self.state, self.reference, on_device)
         metrics.update(figures(episodes, terms, engine.names))
+        metrics.update(judged)
         metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         if self.constant_reward is not None:
             metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward

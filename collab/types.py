@@ -261,7 +261,11 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """One finished attempt (the `sample`-th) at one problem."""
+    """One finished attempt (the `sample`-th) at one problem.
+
+    judged: the private units, by index, that a judge says each exchange gave away; None for an
+    exchange without a verdict. None as a whole where no judge was asked, or none that counts.
+    """
 
     problem: Problem
     sample: int
@@ -271,6 +275,7 @@ class Episode:
     trace: Trace
     helper: str = ""
     strategy: str = "learned"
+    judged: tuple[frozenset[int] | None, ...] | None = None
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:

@@ -29,6 +29,12 @@ SHARES = [path for path in NUMBERS if path.endswith("_share")] + [
     "llm.retry_refill",
 ]
 
+CALLED = {
+    "privacy.judge.mode": "reward",
+    "privacy.judge.backend": "openai",
+    "privacy.judge.model": "judge",
+}
+
 
 def changed(**changes: Any) -> ml_collections.ConfigDict:
     """Defaults with changes by path; "__" stands for the dot."""
@@ -161,6 +167,45 @@ def test_shares_are_at_most_one(path: str) -> None:
                 ("", 1.0, 1.0, 1.0),
             )
         ),
+        ({"privacy.recognisers": "presidoi"}, "must be one of , presidio; did you mean presidio?"),
+        ({"privacy.audit_judge.mode": "reward"}, "must be one of off, log"),
+        (
+            {"privacy.judge.mode": "log", "privacy.judge.backend": "scripted"},
+            "privacy.judge.backend='scripted' can't judge, it knows facts only; try privacy.judge",
+        ),
+        (
+            {"privacy.judge.mode": "log", "privacy.judge.backend": "openai"},
+            "privacy.judge.model is empty; name a model that privacy.judge.base_url serves",
+        ),
+        *(
+            (
+                {**CALLED, "privacy.judge.base_url": url},
+                f"privacy.judge.base_url={url!r} is not on this machine, and a judge is sent the "
+                "private units themselves; use a loopback address such as",
+            )
+            for url in (
+                "https://api.example.com/v1",
+                "http://192.168.0.7:8000/v1",
+                "http://localhost.example.com/v1",
+                "http://0.0.0.0:8000/v1",
+                "http://[::2]:8000/v1",
+                "http://[::1:8000/v1",
+                "127.0.0.1:8000",
+                "",
+            )
+        ),
+        (
+            {**CALLED, "privacy.judge.base_url": "http://me:secret@127.0.0.1/v1"},
+            "privacy.judge.base_url must hold no user or password; put the key into the variable",
+        ),
+        (
+            {"privacy.audit_judge.mode": "log"},
+            "privacy.audit_judge.mode='log' has no judge to audit; try privacy.judge.mode='log'",
+        ),
+        (
+            {"privacy.audit_judge.mode": "log", "privacy.judge.mode": "reward"},
+            "privacy.audit_judge.model='' is the judge itself; name another model, base_url or",
+        ),
         (
             {"llm.base_url": "http://me:secret@host/v1"},
             "llm.base_url must hold no user or password; put the key into the variable",
@@ -183,6 +228,17 @@ def test_each_rule_names_key_value_and_fix(changes: dict[str, Any], message: str
         {"cold_start.steps": 0},
         {"rollout.rows": 96, "mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2},
         {"llm.prices": (("", 0, 0, 0), ("gpt-9.1", 2.0, 0.5, 8.0))},
+        CALLED,
+        {**CALLED, "privacy.judge.base_url": "http://localhost:8000/v1"},
+        {**CALLED, "privacy.judge.base_url": "https://[::1]:8000/v1"},
+        {**CALLED, "privacy.judge.base_url": "http://127.8.0.1/v1"},
+        {
+            **CALLED,
+            "privacy.judge.base_url": "https://api.example.com/v1",
+            "privacy.judge.may_leave_machine": True,
+        },
+        {**CALLED, "privacy.judge.mode": "off", "privacy.judge.base_url": "https://x.example/v1"},
+        {**CALLED, "privacy.audit_judge.mode": "log"},
     ],
     ids=str,
 )

@@ -103,6 +103,12 @@ HEALTHY = {
     "sampler_gap": 1e-5,
     "status_no_answer": 0.01,
     "cut": 0.1,
+    "judge/requests": 100.0,
+    "judge/no_verdict": 5.0,
+    "judge/audit_units": 60.0,
+    "judge/audit_both": 11.0,
+    "judge/audit_only": 3.0,
+    "judge/audit_kappa": 0.6,
 }
 
 
@@ -121,6 +127,9 @@ HEALTHY = {
         ({"cut": 1.01}, "gibberish"),
         ({"status_llm_failed": 0.11}, "helper fails"),
         ({"feedback_unavailable": 0.11}, "helper fails"),
+        ({"judge/no_verdict": 51.0}, "hardly gives a verdict"),
+        ({"judge/audit_only": 12.0}, "judge overlooks"),
+        ({"judge/audit_kappa": 0.19}, "judge and audit judge diverge"),
     ],
 )
 def test_each_alarm_rings_alone(change: dict[str, float], words: str) -> None:
@@ -142,6 +151,12 @@ def test_each_alarm_rings_alone(change: dict[str, float], words: str) -> None:
         {"zero_variance_groups": 0.8},
         {"sampler_gap": 0.01},
         {"status_no_answer": 0.2, "cut": 1.0},
+        {"judge/no_verdict": 50.0},
+        {"judge/no_verdict": 0.0, "judge/requests": 0.0},
+        {"judge/audit_only": 11.0},
+        {"judge/audit_only": 10.0, "judge/audit_both": 0.0},  # too few to tell
+        {"judge/audit_kappa": 0.2},
+        {"judge/audit_kappa": 0.0, "judge/audit_units": 29.0},
         {"status_llm_failed": 0.1, "feedback_unavailable": 0.1},
     ],
 )

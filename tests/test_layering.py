@@ -19,7 +19,10 @@ LAYERS = (
     {"types"},
     {"config", "rules", "sharding", "tokenizers", "metrics", "checkpoint", "progress"},
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
-    {"rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"},
+    {
+        *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),
+        *("privacy.judge", "privacy.panel"),  # they ask an LLM; the rest of privacy knows none
+    },
     {"assembly", "detectors", "samples", "report", "plots", "rl.steps"},
     {"train", "evaluate", "calibrate", "helpers"},
     {"run", "main"},

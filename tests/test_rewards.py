@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from collab.config import default_config
-from collab.rewards import score
+from collab.rewards import Terms, score
 from collab.types import FeedbackKind, PrivateUnit, Segment, Status
 from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
@@ -146,6 +146,52 @@ def test_text_of_the_notes_leaks_only_where_it_is_a_private_unit() -> None:
     assert leaks([CLINIC], "is it Kano Bel ?", notes=notes) == (0.0,)
     named = PrivateUnit("Kano Bel", "person")
     assert leaks([CLINIC, named], "is it Kano Bel ?", notes=notes) == (0.5,)
+
+
+# --- leaks that a judge sees ----------------------------------------------------------------
+
+
+def judged(*verdicts: set[int] | None, requests: tuple[str, ...]) -> Terms:
+    """Sensitivities 1 and 3 of 4 in all."""
+    episode = make_episode(
+        *map(ask, requests),
+        answer("Bo"),
+        problem=make_problem([CLINIC, DOCTOR]),
+        judged=tuple(None if units is None else frozenset(units) for units in verdicts),
+    )
+    return score(episode, WEIGHTS)
+
+
+def test_what_only_the_judge_sees_leaks_too() -> None:
+    terms = judged(set(), {1}, requests=("leader", "my healer, of rock"))
+    assert (terms.leak_by_exchange, terms.leak, terms.leaked_units) == ((0.0, 0.75), 0.75, 1)
+    assert terms.reward == pytest.approx(-0.5 * 0.75)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "requests", "shares"),
+    [
+        (({0}, {0}), ("the tree place", "Elm Clinic"), (0.25, 0.0)),  # the judge sees it first
+        ((set(), {0}), ("Elm Clinic", "the tree place"), (0.25, 0.0)),  # the detector does
+        (({0}, {0, 1}), ("Elm Clinic", "the tree place"), (0.25, 0.75)),
+        (({1}, set()), ("Elm Clinic", "Vera Stone"), (1.0, 0.0)),
+        (({0}, {0}), ("the tree place", "that place"), (0.25, 0.0)),
+    ],
+)
+def test_a_unit_counts_once_at_the_first_request_that_either_saw_it_in(
+    verdicts: tuple[set[int], ...], requests: tuple[str, ...], shares: tuple[float, ...]
+) -> None:
+    terms = judged(*verdicts, requests=requests)
+    assert terms.leak_by_exchange == shares
+    assert terms.leak == sum(shares)
+    assert terms.leaked_units == (2 if sum(shares) == 1 else 1)
+
+
+def test_the_detector_counts_whatever_the_judge_says() -> None:
+    """Cleared by the judge, or without a verdict: a match is a match."""
+    for verdict in (set(), None):
+        assert judged(verdict, requests=("Elm Clinic",)).leak == 0.25
+    assert judged(None, requests=("the tree place",)).leak == 0.0
 
 
 # --- quality -------------------------------------------------------------------------------

@@ -43,12 +43,16 @@ class Client:
         sleep: Callable[[float], object] | None = None,
         seed: int = 0,
         journal: Journal | None = None,
+        write: Callable[[HelpRequest, str], list[Message]] = prompts.messages,
+        read: Callable[[str], tuple[FeedbackKind, str]] = prompts.parse_feedback,
     ) -> None:
         """requests: `config.requests`, kind -> instruction. clock, sleep: seconds, for tests.
 
         The default sleep ends at once when the client is closed. journal: of what is spent, where
-        that is real money; closed with this.
+        that is real money; closed with this. write, read: for what is no help: how a request with
+        its instruction becomes a chat, and a completion feedback.
         """
+        self._write, self._read = write, read
         self._backend, self._llm, self._requests = backend, llm, dict(requests)
         self._closing = threading.Event()
         self._clock, self._sleep = clock, sleep or self._closing.wait
@@ -81,7 +85,7 @@ class Client:
         """
         request = screened.request
         instruction = prompts.instruction_of(request.kind, self._requests)
-        messages = prompts.messages(request, instruction)
+        messages = self._write(request, instruction)
         key = self._cache_key(request, messages) if self._llm.cache else ""
         call = Call(request, messages, self._sender.accounts.of(request), self._clock())
         future: Future[Feedback] = Future()
@@ -124,7 +128,7 @@ class Client:
         return self._sender.budget.state()
 
     def restore_spend(self, state: Mapping[str, Any]) -> None:
-        """Add what an earlier process of the run had spent, unless a journal knows; call it once."""
+        """Add what earlier processes of the run spent, unless a journal knows; call it once."""
         self._sender.budget.restore(state)
 
     def close(self) -> None:
@@ -215,7 +219,7 @@ class Client:
     # --- what it came to -------------------------------------------------------------------
 
     def _feedback(self, request: HelpRequest, completion: Completion, started_s: float) -> Feedback:
-        kind, text = prompts.parse_feedback(completion.text)
+        kind, text = self._read(completion.text)
         latency_s = completion.latency_s
         feedback = Feedback(
             kind,
