@@ -35,6 +35,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],  # libtpu, pinned by jax itself
     "cuda": ["jax[cuda13]"],
     "smollm2": SMOLLM2,  # a real pretrained SLM and its tasks
+    # finds e-mail addresses, phone and card numbers in notes that nobody labelled
+    "presidio": ["presidio-analyzer>=2.2.366,<3"],
     "wandb": ["wandb"],  # optional metrics writer
     "test": [
         *SMOLLM2,

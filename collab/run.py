@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.llm.probe import USUAL_REQUESTS
 from collab.metrics import make_writers
+from collab.privacy import presidio
 from collab.rewards import score
 from collab.rl import load_objective
 from collab.rollout.episodes import Job
@@ -190,16 +192,19 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
 
     Bytes that are no UTF-8 read as U+FFFD. A question too long for rollout.capacity is not run.
     """
+    if config.privacy.recognisers:
+        presidio.check()
     run = _restored(config, workdir, checkpoint)
     assembly, setting = run.assembly, Setting(threshold=_ask_bias(run).ask_bias)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     print("notes on one line (private, may be empty), then questions; an empty question ends.")
     notes = _typed("notes: ")
+    units = _units(notes, config.privacy.recognisers)
     count, first = 0, tuple(assembly.pool.weights)[:1]
     with contextlib.closing(assembly):
         while question := _typed("question: "):
-            problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=_units(notes))
+            problem = Problem(f"ask-{count}", question, ("",), notes=notes, units=units)
             job = Job(problem, (config.seed, count, 0), setting=setting, helpers=first)
             episode = assembly.engine.run(run.params, [job], temperature=0.0)[0]
             terms = score(episode, config.reward)
@@ -216,9 +221,14 @@ def _typed(prompt: str) -> str:
         return ""
 
 
-def _units(notes: str) -> tuple[PrivateUnit, ...]:
-    """Each sentence of the user's notes is a unit, for want of labels."""
-    return tuple(PrivateUnit(part.strip(), "note") for part in notes.split(".") if part.strip())
+def _units(notes: str, recognisers: str) -> tuple[PrivateUnit, ...]:
+    """Each sentence of the user's notes is a unit, for want of labels; so is what recognisers find.
+
+    They find parts of sentences, which count (and are masked) by themselves.
+    """
+    parts = re.split(r"\.(?:\s|$)", notes)  # no period within an address or a number
+    sentences = [PrivateUnit(part.strip(), "note") for part in parts if part.strip()]
+    return (*sentences, *(presidio.find_units(notes) if recognisers else ()))
 
 
 @dataclasses.dataclass(frozen=True)
