@@ -36,7 +36,8 @@ class InjectingBackend:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"injection rate={rate} must be a share in [0, 1]; try 1.0")
         self._inner, self._rate, self._seed = inner, rate, seed
-        self.is_local, self.helper_names = inner.is_local, inner.helper_names
+        self.is_local, self.where = inner.is_local, inner.where
+        self.helper_names = inner.helper_names
 
     def complete(
         self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
