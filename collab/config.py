@@ -28,7 +28,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "train": 4096,  # questions in each split
                 "validation": 192,
                 "test": 384,
-                "path": "",  # a published data file, for tasks that read one (gsm)
+                "path": "",  # a published data file, for tasks that read one (gsm, multihop)
                 "world": {
                     "seed": 0,
                     "people": 48,

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+import multihop_files
 from collab import tokenizers
 from collab.config import default_config
 from collab.llm import make_backend
@@ -44,11 +45,27 @@ def make_config() -> ml_collections.ConfigDict:
     return config
 
 
-@pytest.fixture(scope="module", params=list(TASKS))
-def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def task_config(name: str, data_dir: pathlib.Path) -> ml_collections.ConfigDict:
+    """A config for a row of TASKS, or for "multihop" and one of its data sets with steps."""
     config = make_config()
-    config.task.name = request.param
-    return make_task(config, str(tmp_path_factory.mktemp("data")))
+    config.task.name, _, kind = name.partition(" ")
+    if config.task.name == "multihop":
+        config.task.path = "questions.json"
+        multihop_files.make(data_dir / config.task.path, kind or "MuSiQue", 240)
+    return config
+
+
+@pytest.fixture(scope="module", params=[*TASKS, "multihop 2WikiMultihopQA"])
+def named(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any]:
+    folder = tmp_path_factory.mktemp("data")
+    return request.param, make_task(task_config(request.param, folder), str(folder))
+
+
+@pytest.fixture(scope="module")
+def task(named: tuple[str, Any]) -> Any:
+    return named[1]
 
 
 def true_path(task: Any, problem: Problem) -> list[Step]:
@@ -64,9 +81,11 @@ def true_path(task: Any, problem: Problem) -> list[Step]:
 # --- problems and solutions ----------------------------------------------------------------
 
 
-def test_problems_are_fixed_and_no_two_splits_share_one(task: Any, tmp_path: pathlib.Path) -> None:
-    config = make_config()
-    config.task.name = task.name
+def test_problems_are_fixed_and_no_two_splits_share_one(
+    named: tuple[str, Any], tmp_path: pathlib.Path
+) -> None:
+    name, task = named
+    config = task_config(name, tmp_path)
     again = make_task(config, str(tmp_path))
     uids: list[str] = []
     for split in SPLITS:

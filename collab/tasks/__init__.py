@@ -12,6 +12,7 @@ TASKS = {
     "world": "collab.tasks.world:WorldTask",
     "gsm": "collab.tasks.gsm:GsmTask",
     "fanout": "collab.tasks.fanout:FanoutTask",
+    "multihop": "collab.tasks.multihop:multihop_task",
     "privatise": "collab.tasks.privatise:privatise_task",
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from collab.tasks import grading, matching
-from collab.types import Problem, Resolution, Step
+from collab.types import Knowledge, Problem, Resolution, Step
 
 SPLITS = ("train", "validation", "test")
 
@@ -113,7 +113,7 @@ class QuestionTask:
         """problems: by split, all three of them. nodes: whatever requests may ask for."""
         self.name = name
         self._problems = problems
-        self.knowledge = NodeKnowledge(nodes)
+        self.knowledge: Knowledge = NodeKnowledge(nodes)
 
     def problems(self, split: str) -> Sequence[Problem]:
         """The split's questions in the file's order; notes are empty and nothing is private."""

@@ -27,7 +27,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from collab.tasks import arithmetic, grading, matching
+from collab.tasks import arithmetic, grading, matching, published
 from collab.types import Problem, Resolution, Step
 
 SPLITS = ("train", "validation", "test")
@@ -250,10 +250,7 @@ class GsmTask:
         """Make or read every split. A relative `task.path` may also lie in `data_dir`."""
         task = config.task
         if task.path:
-            path = pathlib.Path(task.path).expanduser()
-            if not path.exists() and (pathlib.Path(data_dir) / path).exists():
-                path = pathlib.Path(data_dir) / path
-            loaded = _load(path)
+            loaded = _load(published.locate(task.path, data_dir))
             self._problems = {split: loaded[split][: task[split]] for split in SPLITS}
         else:
             self._problems = {
