@@ -405,6 +405,7 @@ def test_a_step_that_was_not_kept(trained: tuple[Path, str, str]) -> None:
         ("cold_start.steps", 1, "2"),
         ("seed", 1, "0"),
         ("task.world.people", 9, "8"),
+        ("task.privatise.base", "gsm", "'world'"),
     ],
 )
 def test_a_changed_config_is_not_the_same_run(

@@ -22,6 +22,7 @@ from collab.llm import make_backend
 from collab.llm.client import Client
 from collab.privacy.detector import Detector
 from collab.rl.traces import Synthesiser
+from collab.rollout.episodes import Job
 from collab.rollout.state import Limits
 from collab.rules import MOST_DISTRACTORS, validate
 from collab.tasks import TASKS, grading, make_task, privatise
@@ -40,7 +41,6 @@ from collab.types import (
     Resolution,
     Step,
     TeachableTask,
-    action_names,
 )
 from fake_llm import passed
 
@@ -434,33 +434,51 @@ def test_readings_are_the_bases_and_what_a_question_may_refer_to(
         assert all(step.query in found for step in problem.steps if step.is_local)
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.getbasetemp() / "compiled"
+
+
 @pytest.mark.parametrize("base", BASES)
-def test_every_base_assembles_and_gives_episodes(
-    base: str, tiny_config: ml_collections.ConfigDict, tmp_path: pathlib.Path
+def test_every_base_assembles_and_makes_traces_and_episodes(
+    base: str,
+    tiny_config: ml_collections.ConfigDict,
+    tmp_path: pathlib.Path,
+    compiled: pathlib.Path,
 ) -> None:
     config = runs.trainable(tiny_config)
-    config.task.update({"name": "privatise", "train": 40})
+    config.task.update({"name": "privatise", "train": 80})
     config.task.privatise.base = base
     config.tokenizer.kind = "byte"
-    config.rollout.update({"capacity": 4096, "max_segments": 20, "think_tokens": 400})
-    config.rollout.update({"request_tokens": 400, "answer_tokens": 400, "reply_tokens": 600})
+    config.rollout.update({"capacity": 512, "max_segments": 2, "think_tokens": 8, "rows": 2})
+    config.rollout.update({"request_tokens": 8, "reply_tokens": 24})
     validate(config)
-    assembly = assemble(config, str(tmp_path))
-    try:
-        names = action_names(("ask_fact", "ask_solve"))
-        synthesiser = Synthesiser(
-            task=assembly.task,
-            tokenizer=assembly.tokenizer,
-            names=names,
-            limits=Limits.of(config.rollout, len(names)),
-            settings=config.cold_start,
-            teacher=assembly.teacher(),
-            helpers=list(config.llm.helpers),
-        )
-        traces, _ = synthesiser.batch(assembly.task.problems("train"), np.random.default_rng(0))
-        assert len(traces) == config.cold_start.batch
-    finally:
+    with runs.compiled_once(compiled):
+        assembly = assemble(config, str(tmp_path))
+        problems = assembly.task.problems("train")
+        needing = [problem for problem in problems if wording.needed(problem)]
+        needing.sort(key=lambda problem: len(problem.question + problem.notes))
+        jobs = [Job(needing[at], (0, at, 0), "ask_first") for at in range(2)]
+        episodes = assembly.engine.run(assembly.initial_params(), jobs, temperature=1.0)
         assembly.close()
+    for episode in episodes:
+        asked = episode.exchanges[0]
+        assert asked.request == episode.problem.question
+        assert asked.feedback.kind is FeedbackKind.CLARIFY
+    names, long = assembly.engine.names, config.rollout.copy_and_resolve_references()
+    long.update({"capacity": 4096, "max_segments": 20, "think_tokens": 400})
+    long.update({"request_tokens": 400, "answer_tokens": 400, "reply_tokens": 600})
+    synthesiser = Synthesiser(
+        task=assembly.task,
+        tokenizer=assembly.tokenizer,
+        names=names,
+        limits=Limits.of(long, len(names)),
+        settings=config.cold_start,
+        teacher=assembly.teacher(),
+        helpers=list(config.llm.helpers),
+    )
+    traces, _ = synthesiser.batch(problems, np.random.default_rng(0))
+    assert len(traces) == config.cold_start.batch
 
 
 def test_the_default_profile_fits_the_quickstarts_limits(all_wrapped: dict[str, Wrapped]) -> None:
