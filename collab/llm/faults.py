@@ -35,7 +35,10 @@ from collab.rules import validate
 
 MIX = "mix"  # every fault that a client can cope with or detect
 # What `other_reply` gives before there is another: id and reply of a request that nobody made.
-NOBODYS = ("collab-nobody", b'{"choices": [{"message": {"content": "of nobody"}}]}')
+NOBODYS = (
+    "c011ab0c011ab0c011ab0c011ab0c011",
+    b'{"choices": [{"message": {"content": "of nobody"}}]}',
+)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,9 @@ from collab.llm.http1 import Head, ReplyReader
 MAX_BODY_BYTES = 2**20  # reading stops there
 MAX_STREAM_BYTES = 2**23  # of a stream of events: each token comes with a few hundred bytes
 ID_HEADER = "X-Request-Id"  # what gateways trace by, and some servers echo
-_ID_MARK = "collab-"  # tells an echo of one of our ids from an id of the server's own
+# Tells an echo of one of our ids from an id of the server's own. It is hex, as the whole id has to
+# be a UUID: llama.cpp's server refuses any other.
+_ID_MARK = "c011ab0"
 
 Watch = Callable[[bytes], float]
 
@@ -80,7 +82,7 @@ class Transport:
         until_s = time.monotonic() + deadline_s
         try:
             route, target = self._way(url)
-            request_id = f"{_ID_MARK}{uuid.uuid4().hex}"
+            request_id = f"{_ID_MARK}{uuid.uuid4().hex[len(_ID_MARK) :]}"
             head = _head(method, target, route, self._authorization, request_id, payload)
             with contextlib.ExitStack() as stack:
                 line = route.idle_line(until_s) or connected(route, until_s)
