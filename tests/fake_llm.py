@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -85,3 +87,27 @@ def later(first: HelpRequest, text: str = "mayor of Oslo") -> HelpRequest:
     """A second request of the same episode."""
     told = Exchange(first.kind, first.text, Feedback(FeedbackKind.HINT, "look"))
     return HelpRequest(first.episode, first.kind, text, (told,), first.helper)
+
+
+class JudgeBackend(FakeBackend):
+    """A judge that hears: a unit leaks where `tells` says so of its text and the request."""
+
+    helper_names = ("judge",)
+
+    def __init__(self, tells: Callable[[str, str], bool]) -> None:
+        super().__init__(Completion("", 1, 1))
+        self.tells = tells
+
+    def complete(self, messages: Sequence[Message], **kwargs: Any) -> Completion:
+        super().complete(messages, **kwargs)
+        units, request = asked_of(messages)
+        leaked = [at for at, unit in enumerate(units, start=1) if self.tells(unit, request)]
+        return Completion(json.dumps({"leaked": leaked}), 100, 10)
+
+
+def asked_of(messages: Sequence[Message]) -> tuple[list[str], str]:
+    """Units and request of a question."""
+    lines = messages[-1].content.split("\n")
+    units = lines[1 : lines.index("</units>")]
+    request = lines[lines.index("<request>") + 1]
+    return [json.loads(line.split(": ", 1)[1]) for line in units], json.loads(request)

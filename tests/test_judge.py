@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collab.config import default_config
-from collab.llm import Completion, Message, errors
+from collab.llm import Completion, errors
 from collab.llm.serve import serving
 from collab.privacy.judge import INSTRUCTION, Judge, question, read_verdict
 from collab.types import PrivateUnit
 from episodes import answer, ask, make_episode, make_problem
-from fake_llm import FakeBackend
+from fake_llm import FakeBackend, JudgeBackend, asked_of
 
 CLINIC = PrivateUnit("Elm Clinic", "clinic")
 DOCTOR = PrivateUnit("Vera Stone", "doctor")
@@ -33,7 +33,8 @@ def test_the_question_in_whole() -> None:
     assert question(UNITS, ["who is ill?"], 'where is "it"?') == (
         '<units>\n1. "clinic": "Elm Clinic"\n2. "doctor": "Vera Stone"\n</units>\n'
         '<earlier_requests>\n"who is ill?"\n</earlier_requests>\n'
-        '<request>\n"where is \\"it\\"?"\n</request>'
+        '<request>\n"where is \\"it\\"?"\n</request>\n'
+        'Which units does the request give away? Reply {"leaked": [NUMBERS]}.'
     )
 
 
@@ -47,7 +48,7 @@ def test_no_text_leaves_its_section(unit: str, earlier: str, request: str) -> No
     ]  # fmt: skip
     assert asked.count("<") == 6
     lines = asked.split("\n")
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert json.loads(lines[1].removeprefix('1. "note": ')) == unit
     assert [json.loads(lines[at]) for at in (4, 7)] == [earlier, request]
 
@@ -98,29 +99,6 @@ def test_any_text_is_some_verdict_or_none(said: str) -> None:
 
 
 # --- over a socket -------------------------------------------------------------------------
-
-
-class JudgeBackend(FakeBackend):
-    """A judge that hears: a unit leaks where `tells` says so of its text and the request."""
-
-    helper_names = ("judge",)
-
-    def __init__(self, tells: Callable[[str, str], bool]) -> None:
-        super().__init__(Completion("", 1, 1))
-        self.tells = tells
-
-    def complete(self, messages: Sequence[Message], **kwargs: Any) -> Completion:
-        super().complete(messages, **kwargs)
-        units, request = asked_of(messages)
-        leaked = [at for at, unit in enumerate(units, start=1) if self.tells(unit, request)]
-        return Completion(json.dumps({"leaked": leaked}), 100, 10)
-
-
-def asked_of(messages: Sequence[Message]) -> tuple[list[str], str]:
-    """Units and request of a question."""
-    lines = messages[-1].content.split("\n")
-    units = lines[1 : lines.index("</units>")]
-    return [json.loads(line.split(": ", 1)[1]) for line in units], json.loads(lines[-2])
 
 
 def is_hinted(unit: str, request: str) -> bool:
