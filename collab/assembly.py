@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,7 @@ import jax
 
 from collab import sharding, tasks, tokenizers
 from collab.config import request_names
-from collab.llm import Backend, make_backend
+from collab.llm import Backend, Identified, make_backend
 from collab.llm.client import Client
 from collab.llm.fingerprint import Fingerprint
 from collab.llm.journal import Journal
@@ -173,12 +175,25 @@ def _replayed(backend: Backend, config: Any, folder: pathlib.Path) -> Backend:
         backend,
         store,
         llm.replay,
-        backend_name=llm.backend,
+        backend_name=_replay_name(backend, config),
         model=llm.local.weights if llm.backend == "local" else llm.model,
         temperature=llm.temperature,
         secret=api_key(llm),
         joins=not llm.hedge_after_s,  # a hedge is a second request on purpose
     )
+
+
+def _replay_name(backend: Backend, config: Any) -> str:
+    """Who replied, as in the keys of replies: one that knows the task is another for another task.
+
+    Like scripted-1f2e3d4c5b6a; the plain name for a backend that no digest identifies.
+    """
+    name: str = config.llm.backend
+    if not isinstance(backend, Identified):
+        return name
+    task = {key: value for key, value in config.task.to_dict().items() if key != "data_dir"}
+    text = json.dumps([backend.identity, task], sort_keys=True)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _tokenizer(config: Any, folder: pathlib.Path, task: Task) -> tokenizers.Tokenizer:

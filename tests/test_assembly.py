@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import runs
 from collab import assembly as assembly_module
 from collab import tasks
 from collab.assembly import Assembly, assemble
+from collab.llm import make_backend
 from collab.llm.errors import HelperUnusable
 from collab.llm.openai import OpenAIBackend
 from collab.llm.scripted import ScriptedBackend
@@ -241,3 +243,67 @@ def test_an_unusable_helper_ends_the_start(
     monkeypatch.setattr(assembly_module, "Engine", None)
     with pytest.raises(HelperUnusable, match="no reply"):
         assemble(tiny_config, str(tmp_path))
+
+
+# --- who replied, in replay keys -----------------------------------------------------------
+
+
+def replay_name(config: ml_collections.ConfigDict, folder: Path) -> str:
+    task = tasks.make_task(config, str(folder))
+    backend = make_backend(
+        config.llm.backend, config.llm, knowledge=task.knowledge, seed=config.task.world.seed
+    )
+    return assembly_module._replay_name(backend, config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_same"),
+    [
+        ("llm.scripted.error_rate", 0.5, False),
+        ("llm.scripted.latency_s", 0.5, False),
+        ("llm.helpers.one_hop", {"hops": 2}, False),
+        ("task.world.seed", 1, False),
+        ("task.world.people", 9, False),
+        ("llm.scripted.weight", 2.0, True),
+        ("llm.deadline_s", 9.0, True),
+        ("task.data_dir", "elsewhere", True),
+    ],
+)
+def test_a_scripted_helper_of_another_kind_is_another_in_replay_keys(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, key: str, value: Any, is_same: bool
+) -> None:
+    before = replay_name(tiny_config, tmp_path)
+    assert re.fullmatch("scripted-[0-9a-f]{12}", before)
+    assert replay_name(tiny_config, tmp_path) == before
+    table, _, leaf = key.rpartition(".")
+    section: Any = tiny_config
+    for part in table.split("."):
+        section = section[part]
+    section[leaf] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    assert (replay_name(tiny_config, tmp_path) == before) is is_same
+
+
+def test_runs_with_other_strengths_share_a_replay_file_but_no_reply(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    """The same question to a helper of the same name, in one file."""
+    tiny_config.llm.update({"replay": "replay_or_call", "replay_file": str(tmp_path / "r.sqlite")})
+    said = []
+    for hops in (1, 2, 1):
+        tiny_config.llm.helpers.one_hop.hops = hops
+        assembly = assemble(tiny_config, str(tmp_path / "run"))
+        (mayor, city) = next(key for key in assembly.task.world.facts if key[0] == "mayor")  # type: ignore[attr-defined]
+        asked = HelpRequest("e", "ask_solve", f"employer of {mayor} of {city}", helper="one_hop")
+        said.append(assembly.client.submit(passed(asked)).result().text)
+        counted = assembly.backend.counters()  # type: ignore[attr-defined]
+        assembly.close()
+    assert said[0] == said[2] != said[1]
+    assert counted["replayed"] == 1  # the third found the first one's
+
+
+def test_a_server_is_known_by_its_model_alone(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    """So that files that were paid for stay good."""
+    tiny_config.llm.update({"backend": "openai", "model": "big"})
+    assert replay_name(tiny_config, tmp_path) == "openai"

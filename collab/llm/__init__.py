@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
@@ -76,6 +76,17 @@ class Backend(Protocol):
     def close(self) -> None:
         """Let go of connections."""
         ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A backend whose replies depend on more than the names and texts that it is asked with.
+
+    identity: a digest of the rest, equal where equal requests get equal replies. `replay` keeps the
+    replies of each apart. A server's model is known by its name alone.
+    """
+
+    identity: str
 
 
 def make_backend(

@@ -75,6 +75,7 @@ class ReplayBackend:
     ) -> None:
         """backend_name, model, temperature: part of every key, as in the config.
 
+        The name of a backend that is `Identified` must carry its digest.
         store: None in mode off; closed with this. secret: the API key, which becomes *** wherever a
         stored text holds it. joins: whether a request waits for an identical one in flight; False
         where the second is meant, as a hedge is. clock: seconds.

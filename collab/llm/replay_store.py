@@ -61,8 +61,8 @@ _INSERT = (
 class Asked:
     """All that a reply depends on.
 
-    backend: the name of a backend, not its address: a server may move. model: as configured,
-    "" where the helper's name stands for it.
+    backend: the name of a backend, not its address: a server may move; with a digest where replies
+    depend on more than names. model: as configured, "" where the helper's name stands for it.
     """
 
     backend: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,10 @@ class ScriptedBackend:
         self._strengths = strengths
         self._seed = seed
         self.helper_names = tuple(strengths)
+        # Who may be drawn how often changes no reply.
+        table = {name: {**vars(row), "weight": None} for name, row in strengths.items()}
+        text = json.dumps([seed, table], sort_keys=True)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()  # the knowledge's comes on top
 
     @classmethod
     def from_config(
