@@ -132,3 +132,20 @@ def test_threads_get_turns_of_their_own() -> None:
         thread.join(20)
     expected = [max(0, place - 5) * 60 / 54 for place in range(160)]
     assert sorted(waits_s) == pytest.approx(expected)
+
+
+# --- a pause that the server asked for -----------------------------------------------------
+
+
+def test_a_hold_lasts_as_long_as_the_longest_pause_that_was_asked_for() -> None:
+    clock = Clock()
+    limiter = limits(clock)
+    assert limiter.held_s() == 0.0
+    limiter.hold(5.0)
+    limiter.hold(2.0)
+    assert limiter.held_s() == 5.0
+    clock.now_s += 4.0
+    limiter.hold(3.0)
+    assert limiter.held_s() == 3.0
+    clock.now_s += 3.0
+    assert limiter.held_s() == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -325,6 +326,102 @@ def test_a_probe_that_the_budget_ends_does_so_too(monkeypatch: pytest.MonkeyPatc
     assert failures(client, request()) == ["over_budget"]
     assert client._sender.breaker.is_open
     assert client._sender.breaker.would_admit()
+
+
+# --- a pause that the server asked for -----------------------------------------------------
+
+BUSY = errors.RateLimited("x", retry_after_s=6.0)
+
+
+def test_what_one_request_is_told_all_others_heed() -> None:
+    """The second is sent when the pause is over, within its deadline, and not before."""
+    clock, backend = Clock(), FakeBackend(BUSY, OK)
+    client = client_of(backend, clock, deadline_s=10.0, retries=0)
+    assert failures(client, request(episode="1")) == ["rate_limited"]
+    clock.now_s += 2.0
+    assert failures(client, request(episode="2")) == [None]
+    assert clock.slept == [4.0] and clock.now_s == 106.0
+    assert backend.deadlines == [10.0, 6.0]  # it waited for 4 s of its own
+    assert failures(client, request(episode="3")) == [None]
+    assert clock.now_s == 106.0
+    assert client.counters()["rate_limited_wait_s"] == 4.0
+
+
+def test_a_pause_that_outlasts_what_is_left_of_a_deadline_costs_no_time_and_no_request() -> None:
+    clock, backend = Clock(), FakeBackend(errors.RateLimited("x", retry_after_s=9.0), OK)
+    client = client_of(backend, clock, deadline_s=10.0, retries=0, episode_deadline_s=5.0)
+    found = failures(client, *[request(episode=str(index)) for index in range(5)])
+    assert found == ["rate_limited"] * 5
+    assert backend.calls == 1 and clock.slept == []
+
+
+def test_a_pause_that_no_request_can_sit_out_is_an_outage_if_it_comes_again_and_again() -> None:
+    """One such reply alone, which may be a mistake, holds nobody up."""
+    clock, shut = Clock(), errors.RateLimited("x", retry_after_s=3600.0)
+    backend = FakeBackend(shut, OK, shut, shut, shut, OK)
+    client = client_of(backend, clock, circuit_failures=3, circuit_pause_s=9.0)
+
+    def ask(count: int) -> list[str | None]:
+        return failures(client, *[request(episode=str(index)) for index in range(count)])
+
+    assert ask(2) == ["rate_limited", None]
+    assert ask(5) == ["rate_limited"] * 3 + ["circuit_open"] * 2
+    assert backend.calls == 5 and clock.slept == []
+    clock.now_s += 9.0
+    assert ask(1) == [None]
+
+
+def test_a_retry_too_waits_for_what_others_were_told() -> None:
+    clock = Clock()
+    backend = FakeBackend(errors.ServerFailed("x"), OK)
+    client = client_of(backend, clock, deadline_s=10.0, backoff_s=0.0)
+    send = backend.complete
+
+    def told(*args: object, **options: object) -> Completion:
+        client._sender._limits.hold(3.0 if backend.calls == 0 else 0.0)
+        return send(*args, **options)  # type: ignore[arg-type]
+
+    backend.complete = told  # type: ignore[method-assign, assignment]
+    assert failures(client, request()) == [None]
+    assert clock.now_s == 103.0
+
+
+def test_no_thread_sends_into_a_pause() -> None:
+    """One of many in flight is told to wait: from then on nothing arrives until it is over."""
+    lock, arrived_s, told_s = threading.Lock(), [], []
+
+    def reply() -> Completion:
+        with lock:
+            arrived_s.append(time.monotonic())
+            is_told = len(arrived_s) == 20
+        if is_told:
+            told_s.append(time.monotonic())
+            raise errors.RateLimited("x", retry_after_s=0.5)
+        time.sleep(0.005)
+        return OK
+
+    client = Client(
+        FakeBackend(reply, is_local=False), llm_config(concurrency=4, backoff_s=0.001), REQUESTS
+    )
+    futures = [client.submit(passed(request(episode=str(index)))) for index in range(60)]
+    assert [future.result(timeout=20).failure for future in futures] == [None] * 60
+    client.close()
+    in_flight_s, pause_s = 0.1, 0.5
+    early = [at_s for at_s in arrived_s if told_s[0] + in_flight_s < at_s < told_s[0] + pause_s]
+    assert not early
+    assert len([at_s for at_s in arrived_s if at_s >= told_s[0] + pause_s]) > 30
+
+
+def test_a_closed_client_does_not_sit_out_a_pause() -> None:
+    client = Client(
+        FakeBackend(errors.RateLimited("x", retry_after_s=25.0), OK, is_local=False),
+        llm_config(concurrency=1, retries=0),
+        REQUESTS,
+    )
+    futures = [client.submit(passed(request(episode=str(index)))) for index in range(2)]
+    assert futures[0].result(timeout=20).failure == "rate_limited"
+    client.close()
+    assert futures[1].result(timeout=1).failure == "closed"
 
 
 # --- many threads --------------------------------------------------------------------------

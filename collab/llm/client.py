@@ -201,6 +201,8 @@ class Client:
                 self._sleep(pause_s)
                 if not self._sender.take_turn(call, deadline_s):
                     raise
+                if not self._sender.await_hold(deadline_s):
+                    raise
             attempt += 1
 
     def _may_retry(self) -> bool:

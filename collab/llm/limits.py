@@ -1,4 +1,4 @@
-"""Rate limits of our own making: requests and tokens per minute, kept before a server refuses.
+"""Rate limits: requests and tokens per minute, kept before a server refuses, and a server's pause.
 
 A limiter gives out turns; whoever gets one sleeps until it has come and then sends. Thread-safe;
 no threads, sleeps or I/O.
@@ -47,12 +47,13 @@ class TokenBucket:
 
 
 class RateLimits:
-    """Both limits; 0 = no limit."""
+    """Both limits, 0 = no limit; and the hold that a server's Retry-After puts on all requests."""
 
     def __init__(
         self, *, requests_per_minute: int, tokens_per_minute: int, clock: Callable[[], float]
     ) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the buckets and all below
+        self._clock, self._held_until_s = clock, -math.inf
         self._requests, self._tokens = (
             TokenBucket(limit, clock=clock) if limit else None
             for limit in (requests_per_minute, tokens_per_minute)
@@ -76,6 +77,17 @@ class RateLimits:
             for bucket, amount in wanted:
                 bucket.take(amount)
             return wait_s
+
+    def hold(self, pause_s: float) -> None:
+        """The server asked for a pause: nothing should be sent for so long, by anyone."""
+        until_s = self._clock() + pause_s
+        with self._lock:
+            self._held_until_s = max(self._held_until_s, until_s)
+
+    def held_s(self) -> float:
+        """For how long from now nothing should be sent; 0.0 = go."""
+        with self._lock:
+            return max(0.0, self._held_until_s - self._clock())
 
     def settle(self, *, reserved: float, used: float) -> None:
         """A request took `used` tokens: charge what its estimate fell short of.

@@ -17,7 +17,7 @@ METERS = (
     "usage_estimated",  # replies whose server reported no usage
     "usd",  # of the whole run
     "latency_s",  # summed over requests that were sent
-    "rate_limited_wait_s",  # summed over turns that our own limits put off
+    "rate_limited_wait_s",  # summed over requests that our limits, or a server's 429, put off
     "circuit_opened",  # times
     "hedged",
     "hedges_won",

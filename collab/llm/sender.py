@@ -110,16 +110,28 @@ class Sender:
             raise errors.TimedOut("llm.episode_deadline_s has passed")
         if not self.take_turn(call, until_s):
             raise errors.RateLimited("our own limits leave no turn before llm.episode_deadline_s")
-        return min(self._clock() + patience_s, until_s)
+        deadline_s = min(self._clock() + patience_s, until_s)
+        if not self.await_hold(deadline_s):
+            raise errors.RateLimited("the server asked for a pause that outlasts the deadline")
+        return deadline_s
 
     def take_turn(self, call: Call, until_s: float) -> bool:
         """Sleep until the rate limits let one more attempt go; False if that is after `until_s`."""
         wait_s = self._limits.reserve(call.tokens, at_most_s=until_s - self._clock())
         if wait_s is None:
             return False
-        if wait_s > 0.0:
-            self.meters.add(rate_limited_wait_s=wait_s)
-            self._sleep(wait_s)
+        self._wait(wait_s)
+        return True
+
+    def await_hold(self, deadline_s: float) -> bool:
+        """Sleep while a server's pause lasts; False at once if that is past the deadline.
+
+        Unlike a turn it is part of the deadline, since what it waits for may never come.
+        """
+        while (held_s := self._limits.held_s()) and not self.is_closed:  # others may prolong it
+            if self._clock() + held_s >= deadline_s:
+                return False
+            self._wait(held_s)
         return True
 
     def attempt(self, call: Call, deadline_s: float) -> Completion:
@@ -184,13 +196,31 @@ class Sender:
         except errors.OverBudget:
             raise
         except errors.HelpError as error:
-            is_busy = isinstance(error, errors.RateLimited)
-            is_alive = is_busy or not isinstance(error, errors.Transient)
+            is_alive = self._is_busy(error) or not isinstance(error, errors.Transient)
             self._note_outcome(error)
             raise
         finally:
             self._say(self.breaker.note(ticket, is_alive))
         return self._metered(call, completion)
+
+    def _is_busy(self, error: errors.HelpError) -> bool:
+        """Whether the server only wants to be asked later; then nobody else asks it before that.
+
+        A pause that no request can sit out is an outage, for the circuit to deal with: it must come
+        again and again to end the help, and is looked into now and then.
+        """
+        if not isinstance(error, errors.RateLimited):
+            return False
+        pause_s = error.retry_after_s or 0.0
+        if pause_s >= self._llm.deadline_s:
+            return False
+        self._limits.hold(pause_s)
+        return True
+
+    def _wait(self, wait_s: float) -> None:
+        if wait_s > 0.0:
+            self.meters.add(rate_limited_wait_s=wait_s)
+            self._sleep(wait_s)
 
     def _may_hedge(self, call: Call) -> bool:
         """A hedge needs what a retry needs, and never waits for it."""
@@ -200,6 +230,7 @@ class Sender:
             return False
         may_hedge = (
             not self.breaker.is_open
+            and not self._limits.held_s()
             and self.retries.withdraw()
             and self._limits.reserve(call.tokens, at_most_s=0.0) is not None
         )
