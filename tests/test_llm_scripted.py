@@ -101,6 +101,9 @@ def ask(kind: str, text: str, **changes: object) -> tuple[str, str]:
         ("ask_check", f"so {CHAIN} = Ivo Lind", 3, ("refuse", "I do not know")),
         ("ask_check", f"{CHAIN} = Ute Falk", 3, ("correction", THREE)),
         ("ask_check", f"{CHAIN} = Ute Falk", 2, ("refuse", "I do not know")),
+        ("ask_check", f"{ONE} ; {CHAIN} = Ute Falk", 2, ("hint", ONE)),  # no word on the second
+        ("ask_check", f"{ONE} ; thus, w = 5", 3, ("hint", ONE)),  # nor on what it can't read
+        ("ask_check", f"my film = Star Fall ; {ONE}", 1, ("answer", "right")),
         ("ask_check", "hello", 3, ("refuse", "I do not know")),
         ("ask_fact", "hello", 3, ("refuse", "I do not know")),
         ("ask_fact", "", 3, ("refuse", "I do not know")),

@@ -160,20 +160,28 @@ class ScriptedBackend:
         return FeedbackKind.ANSWER if is_whole else FeedbackKind.HINT, JOINER.join(believed)
 
     def _checked(self, text: str, helper: str) -> tuple[FeedbackKind, str]:
-        """Judge the statements "query = answer" in `text` that the helper knows of, in order."""
-        is_judged = False
+        """Judge the statements "query = answer" in `text`, in order, up to the first wrong one.
+
+        Right means all but those on what is private; where the helper knows of some alone, a hint
+        names them.
+        """
+        right, is_whole = [], True
         for query, answer in _statements(text):
             resolution = self._knowledge.resolve(query)
+            is_whole &= resolution is not None
             if resolution is None or resolution.missing is not None or not resolution.steps:
                 continue
             hops = self._strengths[helper].hops
             believed = list(self._believed(resolution.steps[:hops], helper))
             if len(believed) < len(resolution.steps):
+                is_whole = False
                 continue
-            is_judged = True
             if believed[-1].answer.casefold() != answer.casefold():
                 return FeedbackKind.CORRECTION, believed[-1].statement
-        return (FeedbackKind.ANSWER, RIGHT) if is_judged else (FeedbackKind.REFUSE, UNKNOWN)
+            right.append(f"{query}{EQUALS}{answer}")
+        if not right:
+            return FeedbackKind.REFUSE, UNKNOWN
+        return (FeedbackKind.ANSWER, RIGHT) if is_whole else (FeedbackKind.HINT, JOINER.join(right))
 
     def _believed(self, steps: Sequence[Step], helper: str) -> Iterator[Step]:
         """The steps as the helper believes them, up to the first that it does not know."""
