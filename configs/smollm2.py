@@ -18,8 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.remat = True  # a third of the memory, and no slower on CPU
     config.requests = {
         "ask_fact": "State the one fact or result that is asked for, nothing else.",
-        "ask_hint": "Name the next step towards the answer; do not solve it.",
-        "ask_check": "Say whether this is right; if it is not, correct it.",
+        "ask_hint": "Name the next step towards the answer; give no result, nor the solution.",
+        "ask_check": "Say whether this is right; if not, name the first wrong step and correct it.",
         "ask_solve": "Solve the sub-problem step by step and give its answer.",
     }
     config.rollout.update({"rows": 8, "capacity": 512, "temperature": 0.7})

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from collab.llm import Message
 from collab.types import REPLY, FeedbackKind, HelpRequest
 
-INSTRUCTION_VERSION = 1  # part of every cache key: raise it with any change of wording below
+INSTRUCTION_VERSION = 2  # part of every cache key: raise it with any change of wording below
 
 REPLY_INSTRUCTION = "This answers your question; now reply to the request before it."
 
@@ -24,8 +24,8 @@ asks you for help. The first line of each request gives its kind in brackets and
 request follows. Reply with one JSON object and nothing else: {{"kind": KIND, "text": TEXT}}. KIND \
 is one of
 answer: TEXT is what was asked for
-hint: TEXT helps, but is not all that was asked for
-correction: TEXT corrects an error in the request
+hint: TEXT helps on, but is not all that was asked for and does not give the solution
+correction: a step in the request is wrong; TEXT names the first wrong one and what is right there
 clarify: something you need is missing; TEXT asks for it in one short question
 refuse: you do not know or can't help; TEXT says so
 Keep TEXT under {budget} tokens. Do not guess and do not repeat the request."""
