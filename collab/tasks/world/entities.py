@@ -12,10 +12,15 @@ import itertools
 
 import numpy as np
 
-from collab.tasks.world.schema import PERSON, RELATIONS, TYPES, WORLD_RELATIONS, Settings
+from collab.tasks.world.schema import (
+    PERSON,
+    RELATIONS,
+    TYPES,
+    WORLD_RELATIONS,
+    Fact,
+    Settings,
+)
 from collab.types import Step
-
-Fact = tuple[str, str]  # relation, subject
 
 # No product of these is a word of the task's language (tested).
 _ONSETS = (
@@ -41,6 +46,8 @@ class Recall(enum.Enum):
 
 class World:
     """Entities by type, facts, which facts are held out of training, and the SLM's memory."""
+
+    relations = RELATIONS
 
     def __init__(self, settings: Settings) -> None:
         rng = np.random.default_rng([settings.seed, 1])

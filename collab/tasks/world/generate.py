@@ -1,17 +1,11 @@
-"""Problems of the world task: which compositions a split may use, profiles, notes and questions.
+"""Problems of the world task: profiles, notes and questions.
 
-A composition is the entity that heads the world part of a question and the path of relations from
-it. Every composition belongs to one split only. `held_out_share` of the facts occur in no training
-composition; about half of the validation and test questions touch such a fact, the others combine
-facts of the training questions in a way that no training question does (the fact of a single-hop
-one may be part of longer training compositions). The SLM's memory knows no splits: it may hold a
-held-out fact. Profiles and wording are new for each problem.
+What a question may ask for in each split is in `paths`; profiles and wording are new for each.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,38 +13,22 @@ import numpy as np
 from collab.tasks.world import language
 from collab.tasks.world.entities import World
 from collab.tasks.world.language import Chain
+from collab.tasks.world.paths import SPLITS, Composition, pools
 from collab.tasks.world.schema import (
     LOCAL_HOPS,
     PIVOTS,
     PRIVATE_REFERENCES,
     REFERENCES,
     RELATIONS,
-    WORLD_RELATIONS,
 )
 from collab.types import PrivateUnit, Problem, Step
 
-SPLITS = ("train", "validation", "test")
 SENSITIVITY = {"name": 1.0, "birth date": 1.0, "condition": 2.0, "doctor": 1.0, "friend": 0.5}
 
-_CLEAN_SHARES = (0.7, 0.1, 0.2)  # of compositions without a held-out fact, by split
-_HELD_OUT_SHARES = (0.0, 1 / 3, 2 / 3)
 _HELD_OUT_QUESTIONS = 0.5  # of validation and test questions
 _ATTEMPTS = 200  # draws of a shape until a split has a composition for it
 _PIVOTS_SHOWN = 2  # lines about pivots in the notes, which keeps them short
 _YEARS = (1940, 2005)
-
-
-@dataclasses.dataclass(frozen=True)
-class Composition:
-    """The world part of a question. entities: the head, then the object of each relation."""
-
-    relations: tuple[str, ...]
-    entities: tuple[str, ...]
-    is_held_out: bool
-
-    @property
-    def head(self) -> str:
-        return self.entities[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +45,7 @@ class Generator:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._pools = _pools(world)
+        self._pools = pools(world)
 
     def problem(self, split: str, index: int) -> Problem:
         """Raises: ValueError when the world is too small for its settings."""
@@ -173,53 +151,6 @@ class Generator:
             step = self._world.step(relation, subject)
             if step is not None:
                 yield step
-
-
-def compositions(world: World) -> list[Composition]:
-    """Every path of 1..max_world_hops relations from every entity that meets no entity twice."""
-    relations_from = defaultdict(list)
-    for relation in WORLD_RELATIONS:
-        relations_from[relation.source].append(relation.name)
-    found: list[Composition] = []
-    front = [Composition((), (name,), False) for name in world.type_of]
-    for _ in range(world.settings.max_world_hops):
-        longer = []
-        for path in front:
-            last = path.entities[-1]
-            for name in relations_from[world.type_of[last]]:
-                answer = world.facts[name, last]
-                if answer not in path.entities:
-                    is_held_out = path.is_held_out or (name, last) in world.held_out
-                    entities = (*path.entities, answer)
-                    longer.append(Composition((*path.relations, name), entities, is_held_out))
-        found += longer
-        front = longer
-    return found
-
-
-def split_compositions(world: World) -> dict[str, list[Composition]]:
-    """Every composition in its one split, drawn within head type, hops and held out or not."""
-    groups: dict[tuple[str, int, bool], list[Composition]] = defaultdict(list)
-    for item in compositions(world):
-        groups[world.type_of[item.head], len(item.relations), item.is_held_out].append(item)
-    rng = np.random.default_rng([world.settings.seed, 3])
-    splits: dict[str, list[Composition]] = {split: [] for split in SPLITS}
-    for (_, _, is_held_out), group in groups.items():
-        ends = np.cumsum(_HELD_OUT_SHARES if is_held_out else _CLEAN_SHARES)
-        for rank, index in enumerate(rng.permutation(len(group))):
-            place = int(np.searchsorted(ends, (rank + 0.5) / len(group)))
-            splits[SPLITS[min(place, 2)]].append(group[index])
-    return splits
-
-
-def _pools(world: World) -> dict[tuple[str, str | None, int, bool], list[Composition]]:
-    """Compositions by split, type of head (None = any), hops and whether held out."""
-    pools: dict[tuple[str, str | None, int, bool], list[Composition]] = defaultdict(list)
-    for split, members in split_compositions(world).items():
-        for item in members:
-            for kind in (world.type_of[item.head], None):
-                pools[split, kind, len(item.relations), item.is_held_out].append(item)
-    return pools
 
 
 def _shown(values: dict[str, str], shape: Shape, rng: np.random.Generator) -> dict[str, str]:

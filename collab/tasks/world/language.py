@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from collab.tasks.world.schema import REFERENCES, RELATIONS
+from collab.tasks.world.schema import REFERENCES, RELATIONS, Relation
 from collab.types import Problem
 
 CONDITIONS = ("asthma", "gout", "eczema", "anemia", "migraine", "diabetes", "epilepsy", "insomnia")
@@ -105,10 +105,12 @@ def nested(relations: Sequence[str], belief: str) -> str:
     return " of ".join([*reversed(relations), belief])
 
 
-def relation_of(query: str) -> tuple[str, str] | None:
+def relation_of(
+    query: str, relations: Mapping[str, Relation] = RELATIONS
+) -> tuple[str, str] | None:
     """Relation and subject of a canonical one-hop query; None for "my clinic"."""
     relation, separator, subject = query.partition(" of ")
-    return (relation, subject) if separator and relation in RELATIONS else None
+    return (relation, subject) if separator and relation in relations else None
 
 
 def date_text(year: int, month: int, day: int) -> str:

@@ -16,9 +16,8 @@ import re
 
 import numpy as np
 
-from collab.tasks.world.entities import World
 from collab.tasks.world.language import EQUALS, POSSESSIVE, Chain, relation_of
-from collab.tasks.world.schema import RELATIONS
+from collab.tasks.world.schema import FactGraph
 from collab.types import Resolution, Step
 
 _TOKEN = re.compile(r"'s\b|[^\W_]+|[=;.?!,]")
@@ -37,28 +36,28 @@ class _Found:
     chain: Chain
     start: int
     end: int
+    is_world: bool
 
     @property
     def is_entity(self) -> bool:
         return not self.chain.relations and not self.chain.is_mine
 
-    @property
-    def is_world(self) -> bool:
-        return any(not RELATIONS[name].is_local for name in self.chain.relations)
-
 
 class WorldKnowledge:
-    """Answers requests in plain text from a world's facts (`types.Knowledge`)."""
+    """Answers requests in plain text from a graph's facts (`types.Knowledge`)."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, graph: FactGraph) -> None:
+        self._graph = graph
+        self._relations = graph.relations
+        self._names = {tuple(_tokens(name)): name for name in graph.type_of}
+        self._name_sizes = sorted({len(words) for words in self._names}, reverse=True)
         self._phrases = {
             tuple(wording.split()): relation.name
-            for relation in RELATIONS.values()
+            for relation in self._relations.values()
             for wording in (relation.name, relation.other)
         }
         self._openings = frozenset(phrase[0] for phrase in self._phrases)
-        first_words = {name.split()[0] for name in world.type_of}
+        first_words = {words[0] for words in self._names}
         self._starts = self._openings | _ARTICLES | first_words | {"my"}
 
     def resolve(self, text: str) -> Resolution | None:
@@ -67,7 +66,7 @@ class WorldKnowledge:
         missing: the first reference that the text leaves open: "my clinic", "home of kano bel".
         None: nothing asked, a relation does not apply, or nothing that an expert can add.
         """
-        tokens = _TOKEN.findall(text.lower().replace("\u2019", "'"))
+        tokens = _tokens(text)
         found = self._scan(tokens)
         told, stated = self._statements(tokens, found)
         asked = [item for item in found if item.is_world and item not in stated]
@@ -80,9 +79,9 @@ class WorldKnowledge:
 
     def wrong_answer(self, step: Step, rng: np.random.Generator) -> str:
         """Another entity of the type that the step asks for."""
-        found = relation_of(step.query)
-        kind = RELATIONS[found[0]].target if found else self._world.type_of[step.answer]
-        others = [name for name in self._world.entities[kind] if name != step.answer]
+        found = relation_of(step.query, self._relations)
+        kind = self._relations[found[0]].target if found else self._graph.type_of[step.answer]
+        others = [name for name in self._graph.entities[kind] if name != step.answer]
         return others[int(rng.integers(len(others)))]
 
     # --- meaning ---------------------------------------------------------------------------
@@ -94,13 +93,13 @@ class WorldKnowledge:
             return Resolution((), missing=chain.start)
         steps: list[Step] = []
         for name in chain.relations:
-            if RELATIONS[name].is_local:
+            if self._relations[name].is_local:
                 value = told.get((name, belief))
                 if value is None:
                     return Resolution((), missing=f"{name} of {belief}")
                 belief = value
                 continue
-            step = self._world.step(name, belief)
+            step = self._graph.step(name, belief)
             if step is None:
                 return None
             steps.append(step)
@@ -148,7 +147,8 @@ class WorldKnowledge:
                 continue
             chain, end = self._chain(tokens, position)
             if chain is not None:
-                found.append(_Found(chain, position, end))
+                is_world = any(not self._relations[name].is_local for name in chain.relations)
+                found.append(_Found(chain, position, end, is_world))
             position = max(end, position + 1)
         return found
 
@@ -176,9 +176,10 @@ class WorldKnowledge:
         return Chain(base.anchor, relations, base.is_mine), position
 
     def _base(self, tokens: list[str], position: int) -> tuple[Chain | None, int]:
-        name = " ".join(tokens[position : position + 2])
-        if name in self._world.type_of:
-            return Chain(name, ()), position + 2
+        for size in self._name_sizes:
+            name = self._names.get(tuple(tokens[position : position + size]))
+            if name is not None:
+                return Chain(name, ()), position + size
         if tokens[position : position + 1] == ["my"]:
             at = _past(tokens, position + 1, _ADJECTIVES)
             relation, end = self._relation(tokens, at)
@@ -196,6 +197,10 @@ class WorldKnowledge:
                 if name is not None:
                     return name, position + size
         return None, position
+
+
+def _tokens(text: str) -> list[str]:
+    return _TOKEN.findall(text.lower().replace("\u2019", "'"))
 
 
 def _past(tokens: list[str], position: int, skipped: frozenset[str]) -> int:

@@ -1,6 +1,7 @@
 """The world's types, relations and wording of relations; the settings that shape one world.
 
 Facts and entities are drawn in `entities`; sentences are made in `language` and read in `reading`.
+`FactGraph` is as much of a world as `paths`, `reading` and `chains` need; `atlas` has another.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from collab.config import near_matches
+from collab.types import Step
 
 PERSON, CITY, COUNTRY = "person", "city", "country"
 ORGANISATION, FILM = "organisation", "film"
@@ -30,6 +33,39 @@ class Relation:
     target: str
     other: str
     is_local: bool = False
+
+
+Fact = tuple[str, str]  # relation, subject
+
+
+class PathSettings(Protocol):
+    """What paths through a graph depend on besides its facts."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_world_hops(self) -> int: ...
+
+
+class FactGraph(Protocol):
+    """Entities of some types, and relations that are functions between them."""
+
+    @property
+    def settings(self) -> PathSettings: ...
+    @property
+    def relations(self) -> Mapping[str, Relation]: ...
+    @property
+    def entities(self) -> Mapping[str, Sequence[str]]: ...
+    @property
+    def type_of(self) -> Mapping[str, str]: ...
+    @property
+    def facts(self) -> Mapping[Fact, str]: ...
+    @property
+    def held_out(self) -> frozenset[Fact]: ...
+
+    def step(self, relation: str, subject: str) -> Step | None:
+        """The true step, or None where the relation does not apply to the subject."""
+        ...
 
 
 _ALL_RELATIONS = (
@@ -105,14 +141,14 @@ class Settings:
     def check(self) -> None:
         """Raises: ValueError for the first rule that is broken."""
         for kind, key in _COUNT_KEYS.items():
-            _demand(key, getattr(self, key), least=_FEWEST[kind])
+            demand(key, getattr(self, key), least=_FEWEST[kind])
         for split in ("train", "validation", "test"):
-            _demand(split, getattr(self, split), least=1, prefix="task")
-        _demand("max_local_hops", self.max_local_hops, least=0, most=_MOST_LOCAL_HOPS)
-        _demand("max_world_hops", self.max_world_hops, least=1, most=4)
+            demand(split, getattr(self, split), least=1, prefix="task")
+        demand("max_local_hops", self.max_local_hops, least=0, most=_MOST_LOCAL_HOPS)
+        demand("max_world_hops", self.max_world_hops, least=1, most=4)
         for key in ("known_share", "faint_share", "leak_needed_share"):
-            _demand(key, getattr(self, key), least=0, most=1)
-        _demand("held_out_share", self.held_out_share, least=0, most=0.8)
+            demand(key, getattr(self, key), least=0, most=1)
+        demand("held_out_share", self.held_out_share, least=0, most=0.8)
         if self.known_share + self.faint_share > 1:
             raise ValueError(
                 f"task.world.known_share={self.known_share} and faint_share={self.faint_share} "
@@ -143,7 +179,7 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _demand(
+def demand(
     key: str,
     value: float,
     *,
@@ -151,6 +187,7 @@ def _demand(
     most: float | None = None,
     prefix: str = "task.world",
 ) -> None:
+    """Raises: ValueError with key, value, rule and fix for a value outside [least, most]."""
     if value < least or (most is not None and value > most):
         rule = f"at least {least}" if most is None else f"in [{least}, {most}]"
         nearest = least if value < least else most

@@ -10,6 +10,7 @@ import numpy as np
 from collab.tasks import mentions
 from collab.tasks.mentions import Mention
 from collab.tasks.world import language
+from collab.tasks.world.chains import ChainSolutions
 from collab.tasks.world.entities import World
 from collab.tasks.world.generate import SPLITS
 from collab.tasks.world.reading import WorldKnowledge
@@ -26,7 +27,7 @@ _SORTS = {
 }
 
 
-class WorldTask:
+class WorldTask(ChainSolutions):
     """Problems of one world, what is true in it, and what the SLM remembers of it."""
 
     name = "world"
@@ -34,6 +35,7 @@ class WorldTask:
     def __init__(self, config: Any, data_dir: str) -> None:
         settings = Settings.of(config)
         self.world = World(settings)
+        super().__init__(self.world, _canonical)
         self.knowledge = WorldKnowledge(self.world)
         self._splits = prepared(settings, data_dir)
 
@@ -59,33 +61,6 @@ class WorldTask:
             statements=statements,
             problems=self.problems("train")[:_CORPUS_PROBLEMS],
         )
-
-    # --- worked solutions ------------------------------------------------------------------
-
-    def next_step(self, problem: Problem, index: int, belief: str) -> Step | None:
-        """The true step from any believed entity; `belief` is not read where a step has none.
-
-        A second local hop is told of the true entity only.
-        """
-        if index >= len(problem.steps):
-            return None
-        step = problem.steps[index]
-        found = language.relation_of(step.query)
-        if index == 0 or found is None:
-            return step
-        believed = _canonical(belief)
-        if step.is_local:
-            return step if believed == found[1] else None
-        return self.world.step(found[0], believed)
-
-    def chain_request(self, problem: Problem, index: int, belief: str) -> str:
-        """`belief` may be "": then the chain starts as the problem's own step does."""
-        found = [language.relation_of(step.query) for step in problem.steps[index:]]
-        relations = [pair[0] for pair in found if pair is not None]
-        if belief:
-            return language.nested(relations, _canonical(belief))
-        first = found[0]
-        return language.nested(relations, first[1] if first else problem.steps[0].query)
 
     # --- the SLM's memory ------------------------------------------------------------------
 
