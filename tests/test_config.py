@@ -155,6 +155,17 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"llm.hedge_after_s": 30.0},
             "llm.hedge_after_s=30.0 must be below llm.deadline_s=30.0; try llm.hedge_after_s=7.5",
         ),
+        *(
+            (
+                {"evaluate.ask_bias": wrong},
+                f"evaluate.ask_bias={wrong!r} must be auto or a number of nats; try '-0.5'",
+            )
+            for wrong in ("", "off", "nan", "inf")
+        ),
+        (
+            {"calibrate.ask_rate": 7.0},
+            "calibrate.ask_rate=7.0 must be at most rollout.max_asks=6; try calibrate.ask_rate=3",
+        ),
         ({"llm.prices": ()}, "llm.prices=() must hold rows (model or helper, prompt, cached"),
         *(
             ({"llm.prices": wrong}, "'' among them; try llm.prices=\"(('', 0.25, 0.25, 2.0),)\"")
@@ -223,6 +234,7 @@ def test_each_rule_names_key_value_and_fix(changes: dict[str, Any], message: str
     "changes",
     [
         {"rollout.max_segments": 1, "rollout.draft_first": False},
+        {"evaluate.ask_bias": "-1.5"},
         {"rl.updates": 2},  # grpo clips
         {"rl.updates": 2, "rl.objective": "reinforce", "rl.iterations": 0},
         {"cold_start.steps": 0},

@@ -200,6 +200,32 @@ def test_every_strategy_meets_the_same_questions_and_helpers(
     assert all(len(found) == 1 for found in identities.values())  # and the same random numbers
 
 
+def test_the_learned_policy_alone_runs_under_the_ask_bias(
+    watched: tuple[Evaluator, Evaluation, Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both splits; rules that are tuned to it see what it does under the bias."""
+    first, evaluation, _ = watched
+    evaluator = Evaluator(first.a, first.weights[TRAINED], first.weights[COLD], ask_bias=-32.0)
+    jobs: list[Job] = []
+    run = first.a.engine.run
+
+    def spied(weights: Any, made: Sequence[Job], **kwargs: Any) -> list[Episode]:
+        jobs.extend(made)
+        return run(weights, made, **kwargs)
+
+    monkeypatch.setattr(first.a.engine, "run", spied)
+    found = evaluator.run(["learned", "random_rate"])
+    assert {job.setting.threshold for job in jobs if job.strategy == "learned"} == {-32.0}
+    asks = dict.fromkeys(("learned", "random_rate"), 0.0)
+    for row in found.outcomes:
+        asks[row.strategy] += row.asks
+    assert asks == {"learned": 0.0, "random_rate": 0.0}
+    assert sum(row.asks for row in evaluation.outcomes if row.strategy == "learned") > 0.0
+    assert found.chosen["learned"].setting.threshold == -32.0
+    assert found.chosen["random_rate"].setting.threshold == 0.0  # the rate it is tuned to
+    assert first.a.engine.programs()["advance"] == 1
+
+
 def test_replies_are_paid_once(watched: tuple[Evaluator, Evaluation, Watch]) -> None:
     evaluator, evaluation, _ = watched
     before = evaluator.a.client.counters()

@@ -136,6 +136,22 @@ def test_what_is_spent_survives_a_restart() -> None:
     assert again.is_spent  # the run's
 
 
+def test_what_was_spent_before_a_restart_is_known_still_counts() -> None:
+    """Helpers are probed before the checkpoint is read."""
+    clock = Clock()
+    limits = {"run": {"requests": 4}, "hour": {"tokens": 300}}
+    counted, again = budget(clock, **limits), budget(clock, **limits)
+    spend(counted, Spend(), usd=0.1, tokens=100)
+    clock.now_s += 600.0
+    spend(again, Spend(), usd=0.2, tokens=100)
+    again.restore(counted.state())
+    assert again.run == Spend(usd=0.1 + 0.2, requests=2, tokens=200)
+    ends_s = [end_s for end_s, *_ in again.state()["hour"]]
+    assert ends_s == sorted(ends_s) and len(ends_s) == 2
+    spend(again, Spend(), tokens=100)
+    assert again.is_spent
+
+
 def test_the_hour_is_not_kept_where_nothing_limits_it() -> None:
     counted = budget()
     spend(counted, Spend(), usd=1.0)

@@ -73,7 +73,7 @@ def test_help_is_short_and_begins_with_what_it_does() -> None:
     assert (status, errors) == (0, "")
     assert len(said.splitlines()) < 30
     assert main.EXAMPLE in said
-    for word in ("--mode=train", "--mode=evaluate", "--mode=ask", "--config.rl.iterations=40"):
+    for word in (*(f"--mode={mode}" for mode in main.MODES), "--config.rl.iterations=40"):
         assert word in said
     listed = re.findall(r"^  --(\w+) ", said, flags=re.MULTILINE)
     assert listed == [*main.OWN_FLAGS, "helpfull"]
@@ -373,7 +373,8 @@ def test_a_workdir_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     [
         ("evaluate", "", "no checkpoints in {work}; train first, or name a run's folder by --ch"),
         ("ask", "none", "no checkpoints in none; train first, or name a run's folder by --check"),
-        ("train", "3", "--checkpoint is for --mode=evaluate and ask; training resumes by itself"),
+        ("calibrate", "", "no checkpoints in {work}; train first, or name a run's folder by --ch"),
+        ("train", "3", "--checkpoint is for the other modes; training resumes by itself"),
     ],
 )
 def test_a_checkpoint_that_is_not_there(

@@ -65,6 +65,20 @@ def test_root_ticks_start_at_zero_and_stand_apart(limit: float) -> None:
     assert np.diff(np.sqrt(ticks)).min() > 0.05 * np.sqrt(limit)
 
 
+@pytest.mark.parametrize(("count", "target"), [(5, 0.0), (2, 0.5), (1, 0.5)])
+def test_calibration_curves(tmp_path: pathlib.Path, count: int, target: float) -> None:
+    points = [
+        {
+            "ask_bias": bias,
+            **dict.fromkeys(("asks", "em", "reward"), bias / 9),
+            **{f"{name}_ci": (bias / 9 - 0.1, bias / 9 + 0.1) for name in ("em", "reward")},
+        }
+        for bias in range(count)
+    ]
+    path = plots.calibration_curves(points, points[0], target=target, folder=tmp_path / "plots")
+    assert path == tmp_path / "plots" / "calibration.png" and is_drawn(path)
+
+
 # --- training --------------------------------------------------------------------------------
 
 

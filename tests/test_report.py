@@ -174,11 +174,14 @@ def test_write_evaluation_round_trip(tmp_path: pathlib.Path) -> None:
     chosen = {"step_cascade": {"weights": "cold", "kind": "ask_fact", "threshold": 1.5}}
     for _ in range(2):  # the second replaces the first
         report.write_evaluation(
-            path, rows, chosen=chosen, config=config, seed=3, commit="abc", device="cpu", wall_s=1.5
-        )
+            path, rows, chosen=chosen, ask_bias={"value": 0.5, "source": "x"}, helpers={},
+            config=config, seed=3, commit="abc", device="cpu", wall_s=1.5,
+        )  # fmt: skip
     content = json.loads(path.read_text())
     assert content["chosen"] == chosen
-    assert set(content) == {"rows", "chosen", "config", "seed", "commit", "device", "wall_s"}
+    where = {"config", "seed", "commit", "device", "wall_s"}
+    assert set(content) == {"rows", "chosen", "ask_bias", "helpers", *where}
+    assert content["ask_bias"] == {"value": 0.5, "source": "x"}
     assert content["rows"] == rows
     assert content["config"]["task"]["world"]["stale_relations"] == ["mayor", "employer"]
     assert content["config"]["llm"]["base_url"] == "https://host.example/v1"
@@ -194,6 +197,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: pathlib.Path) -> None:
             path,
             [{"x": float("nan")}],
             chosen={},
+            ask_bias={},
+            helpers={},
             config={},
             seed=0,
             commit="",
@@ -213,8 +218,9 @@ def test_a_full_disk_leaves_no_scraps(
     monkeypatch.setattr(report.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
         report.write_evaluation(
-            tmp_path / "e.json", [], chosen={}, config={}, seed=0, commit="", device="", wall_s=0.0
-        )
+            tmp_path / "e.json", [], chosen={}, ask_bias={}, helpers={}, config={}, seed=0,
+            commit="", device="", wall_s=0.0,
+        )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ import ml_collections
 import pytest
 
 import runs
-from collab import run
+from collab import calibrate, run
 from collab.checkpoint import StopFlag
 from collab.config import default_config
 from collab.llm import Completion, Message
@@ -74,8 +74,10 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     }  # fmt: skip
     written = json.loads((trained / "evaluation.json").read_text())
     assert written.keys() == {
-        "rows", "chosen", "config", "seed", "commit", "device", "wall_s",
+        "rows", "chosen", "ask_bias", "helpers", "config", "seed", "commit", "device", "wall_s",
     }  # fmt: skip
+    assert written["ask_bias"] == {"value": 0.0, "source": "as trained"}
+    assert written["helpers"] == {}  # nothing was probed
     assert written["config"]["rl"]["iterations"] == 1
     assert written["device"] == "cpu" and written["seed"] == 0
     assert re.fullmatch(r"[0-9a-f]{40}|", written["commit"])
@@ -205,6 +207,97 @@ def test_whatever_a_helper_says_the_evaluation_goes_on(copy: Path) -> None:
     assert all(math.isfinite(row["reward"]) for row in rows.values())
 
 
+# --- helpers and calibration -----------------------------------------------------------------
+
+
+def probing(**helpers: dict) -> ml_collections.ConfigDict:
+    config = short_config()
+    config.llm.probe.requests = 24
+    if helpers:
+        config.llm.helpers = ml_collections.ConfigDict(helpers)
+    return config
+
+
+def test_another_helper_than_the_trainings_is_reported(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training leaves the fingerprints; each later use probes again and says what changed."""
+    caplog.set_level("INFO")
+    run.train(probing(), str(copy), "")
+    kept = json.loads((copy / "helpers.json").read_text())
+    assert kept.keys() == {"one_hop", "two_hops", "three_hops"}
+    assert json.loads((copy / "evaluation.json").read_text())["helpers"]["changes"] is None
+    run.evaluate(probing(), str(copy), "")
+    told = json.loads((copy / "evaluation.json").read_text())["helpers"]
+    assert told["changes"] == {} and told["fingerprints"]["one_hop"]["strength"] == 1.0
+    assert not any(", compared with the training: " in text for text in caplog.messages)
+    ignorant = {"hops": 1, "knowledge_share": 0.2}
+    swapped = probing(one_hop=ignorant, two_hops={"hops": 2}, three_hops={"hops": 3})
+    for mode in (run.evaluate, run.train):
+        caplog.clear()
+        mode(swapped, str(copy), "")
+        told = json.loads((copy / "evaluation.json").read_text())["helpers"]
+        assert told["changes"].keys() == {"one_hop"}
+        (warning,) = [text for text in caplog.messages if "compared with" in text]
+        assert warning.startswith(
+            "helper one_hop, compared with the training: answers right: 8 of 8 before, 1 of 8 now; "
+        )
+    assert json.loads((copy / "helpers.json").read_text()) == kept  # the training's, for good
+
+
+def test_probe_shows_strengths_and_keeps_those_of_an_older_run(
+    copy: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run.evaluate(probing(), str(copy), "")
+    assert any("the training didn't probe its helpers" in text for text in caplog.messages)
+    assert not (copy / "helpers.json").exists()
+    capsys.readouterr()
+    for end in ("failed", "no change since the training"):
+        run.probe(short_config(), str(copy), "")
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["one_hop", "three_hops", "two_hops"]
+        assert lines[1].split() == ["strength", "1.00", "1.00", "1.00"]
+        assert lines[-1].startswith(end)
+    assert (copy / "helpers.json").is_file()
+
+
+def test_what_calibrate_finds_is_used_until_the_helper_changes(
+    copy: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = probing()
+    config.calibrate.update({"ask_rate": 0.01, "tolerance": 0.01})  # it asks much more than that
+    run.calibrate(config, str(copy), "")
+    found = json.loads((copy / "calibration.json").read_text())
+    assert found["is_reached"] and caplog.messages[-1] == found["words"]
+    assert found["words"].startswith("0.01 asks a question are met by 0.0")
+    assert found["step"] == 4 and found["fingerprints"].keys() == set(config.llm.helpers)
+    assert found["target"] == {"ask_rate": 0.01, "tolerance": 0.01}
+    assert found["ask_bias"] == found["chosen"]["ask_bias"] < 0.0
+    assert {point["episodes"] for point in found["points"]} == {8}
+    assert (copy / "plots" / "calibration.png").is_file()
+    said = capsys.readouterr().out
+    assert f"ask bias {found['ask_bias']:g} is in {copy / 'calibration.json'}" in said
+    assert said.splitlines()[0].split() == ["ask", "bias", "asks", "EM", "%", "reward"]
+
+    def used(config: ml_collections.ConfigDict) -> tuple[float, str]:
+        run.evaluate(config, str(copy), "")
+        written = json.loads((copy / "evaluation.json").read_text())
+        assert written["chosen"]["learned"]["threshold"] == written["ask_bias"]["value"]
+        return written["ask_bias"]["value"], written["ask_bias"]["source"]
+
+    assert used(short_config()) == (found["ask_bias"], str(copy / "calibration.json"))
+    assert f"ask bias {found['ask_bias']:g}: {copy / 'calibration.json'}" in caplog.messages
+    by_hand = short_config()
+    by_hand.evaluate.ask_bias = "32"
+    assert [row["asks"] for row in rows_of(copy)] == [0.0, 0.0]
+    assert used(by_hand) == (32.0, "evaluate.ask_bias")
+    assert [row["asks"] for row in rows_of(copy)] == [1.0, 0.0]
+    run.train(short_config(), str(copy), "")  # trained policies are compared as they were trained
+    written = json.loads((copy / "evaluation.json").read_text())
+    assert written["ask_bias"] == {"value": 0.0, "source": "as trained"}
+
+
 # --- ask -----------------------------------------------------------------------------------
 
 
@@ -234,6 +327,18 @@ def test_ask_answers_each_question_and_shows_what_leaves(
     assert len(re.findall(r"^answer    \d\.\d\d  ", said, flags=re.MULTILINE)) == 2
     assert len(re.findall(r"^status (ANSWERED|NO_ANSWER) ", said, flags=re.MULTILINE)) == 2
     assert "gold" not in said and "not read" not in said
+
+
+def test_ask_runs_under_the_calibration_too(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step and the helper are right; only the bias decides whether it asks."""
+    helper = calibrate.helper_of(short_config())
+    for bias, has_asked in ((-32.0, False), (32.0, True)):
+        content = {"ask_bias": bias, "step": 4, "helper": helper}
+        (copy / "calibration.json").write_text(json.dumps(content))
+        said = asked("\nwho leads it ?\n", copy, monkeypatch, capsys)
+        assert bool(re.search(r"^ask_(fact|solve) ", said, flags=re.MULTILINE)) == has_asked
 
 
 def test_ask_takes_any_text_and_ends_with_its_input(

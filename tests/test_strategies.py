@@ -144,6 +144,26 @@ def test_learned_follows_the_head() -> None:
     np.testing.assert_allclose(probabilities("learned", boundary({}))[0], expected_A, rtol=1e-5)
 
 
+def test_learned_asks_more_with_a_bias_and_else_keeps_its_odds() -> None:
+    """exp(2) and exp(3) of the requests count e times as much; thinking and answering as before."""
+    weight_A = np.exp(HEAD) * NO_REPLY
+    weight_A[FIRST_REQUEST_ID:] *= np.e
+    biased_A = probabilities("learned", boundary({"threshold_B": 1.0}))[0]
+    np.testing.assert_allclose(biased_A, weight_A / weight_A.sum(), rtol=1e-5)
+    assert choice("learned", threshold_B=-1.9) == ASK_SOLVE
+    assert choice("learned", threshold_B=-2.1) == THINK_ID
+    only_alone = [True, True, False, False, False]
+    assert choice("learned", threshold_B=9.0, legal_BA=only_alone) == THINK_ID
+    # An answer to the helper's question is no request.
+    asked_back = {"legal_BA": [True] * A, "head_logits_BA": [1.0, 0.0, 1.5, 2.0, 2.0]}
+    assert choice("learned", threshold_B=-9.0, **asked_back) == REPLY_ID
+
+
+def test_learned_without_a_bias_is_the_head_bit_for_bit() -> None:
+    at = random_boundary(np.random.default_rng(4), Setting())
+    np.testing.assert_array_equal(strategies.load("learned").scores(at), at.head_logits_BA)
+
+
 @pytest.mark.parametrize("name", ["slm_cot", "ask_first"])
 def test_never_asks_and_else_follows_the_head(name: str) -> None:
     """Softmax of 1 and 0: the head's odds of thinking and answering."""
@@ -202,6 +222,11 @@ def test_random_rate_asks_with_its_probability() -> None:
 
 
 # --- settings ------------------------------------------------------------------------------
+
+
+def test_learned_runs_under_its_own_bias() -> None:
+    rates = dataclasses.replace(RATES, ask_bias=-0.5)
+    assert strategies.load("learned").settings(KINDS, rates) == [Setting(threshold=-0.5)]
 
 
 @pytest.mark.parametrize(
