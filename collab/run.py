@@ -120,7 +120,7 @@ def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
 def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
     """Evaluate the newest (or given) checkpoint of this run, or of another run's folder."""
     started, commit = time.monotonic(), report.git_commit()
-    run = _restored(config, workdir, checkpoint)
+    run = restored(config, workdir, checkpoint)
     with contextlib.closing(run.assembly):
         bias = _ask_bias(run)
         evaluation = Evaluator(
@@ -132,7 +132,7 @@ def evaluate(config: Any, workdir: str, checkpoint: str) -> None:
 def calibrate(config: Any, workdir: str, checkpoint: str) -> None:
     """Find the ask bias for the helper now configured; `evaluate` and `ask` use it from then on."""
     commit = report.git_commit()
-    run = _restored(config, workdir, checkpoint)
+    run = restored(config, workdir, checkpoint)
     with contextlib.closing(run.assembly):
         found = calibration.calibrated(Evaluator(run.assembly, run.params))
     if not sharding.is_first_process():
@@ -194,7 +194,7 @@ def ask(config: Any, workdir: str, checkpoint: str) -> None:
     """
     if config.privacy.recognisers:
         presidio.check()
-    run = _restored(config, workdir, checkpoint)
+    run = restored(config, workdir, checkpoint)
     assembly, setting = run.assembly, Setting(threshold=_ask_bias(run).ask_bias)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
@@ -251,7 +251,7 @@ def _source(workdir: str, checkpoint: str) -> pathlib.Path:
     return pathlib.Path(checkpoint if is_folder else workdir)
 
 
-def _restored(config: Any, workdir: str, checkpoint: str) -> Restored:
+def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
     """A checkpoint's policy; the helpers are probed, where config says so."""
     source = _source(workdir, checkpoint)
     if not (source / "checkpoints").is_dir():
@@ -278,12 +278,12 @@ def _restored(config: Any, workdir: str, checkpoint: str) -> Restored:
         assembly = assemble(config, str(source))
         assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
         trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
-        restored = checkpointer.restore(step, like=trainer.steps.checkpoint_layout())
-    assert restored is not None  # there are steps
-    _log.info("checkpoint step %d of %s", restored.step, source)
+        kept = checkpointer.restore(step, like=trainer.steps.checkpoint_layout())
+    assert kept is not None  # there are steps
+    _log.info("checkpoint step %d of %s", kept.step, source)
     assembly, probed = helpers.probed(assembly, source, requests=config.llm.probe.requests)
-    params, reference = restored.state["learner"].params, restored.state["reference"]
-    return Restored(assembly, params, reference, restored.step, probed)
+    params, reference = kept.state["learner"].params, kept.state["reference"]
+    return Restored(assembly, params, reference, kept.step, probed)
 
 
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
