@@ -105,17 +105,18 @@ def measure(folder: pathlib.Path, config: Any, count: int, values: Values) -> No
     """Add the episodes of one run's policies, under every attack and gate, to `values`."""
     config.log.update({"tensorboard": False, "wandb_project": ""})
     with tempfile.TemporaryDirectory() as workdir:
-        assembly, params, _ = run.restore(config, workdir, str(folder))
+        restored = run.restored(config, workdir, str(folder))
+        assembly, params = restored.assembly, restored.params
     engine, problems = assembly.engine, assembly.task.problems("test")[:count]
-    helpers = assembly.draw_helpers(len(problems), np.random.default_rng(0))
+    helpers = assembly.pool.draw(len(problems), np.random.default_rng(0))
     setting = Setting(kind=len(engine.names) - 1)
     jobs = {
         f"{attack}/{policy}/{at}": Job(
-            problem, (0, at, 0), policy, setting, helper, f"{attack}/{policy}/{at}"
+            problem, (0, at, 0), policy, setting, drawn, f"{attack}/{policy}/{at}"
         )
         for attack in (NONE, *ATTACKS)
         for policy in POLICIES
-        for at, (problem, helper) in enumerate(zip(problems, helpers, strict=True))
+        for at, (problem, drawn) in enumerate(zip(problems, helpers, strict=True))
     }
     backends: dict[str, Backend] = {NONE: assembly.backend}
     backends |= {attack: InjectingBackend(assembly.backend, attack) for attack in ATTACKS}
