@@ -178,6 +178,7 @@ def _replayed(backend: Backend, config: Any, folder: pathlib.Path) -> Backend:
         backend_name=_replay_name(backend, config),
         model=llm.local.weights if llm.backend == "local" else llm.model,
         temperature=llm.temperature,
+        structured=llm.structured if llm.backend == "openai" else "off",
         secret=api_key(llm),
         joins=not llm.hedge_after_s,  # a hedge is a second request on purpose
     )

@@ -105,6 +105,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "hedge_after_s": 0.0,  # without a reply, send it a second time; 0 = never
                 "reply_tokens": 64,  # completion limit asked of the server
                 "temperature": 0.0,
+                "stream": False,  # read until the feedback is whole; at the deadline keep a part
+                "structured": "auto",  # ask the server for feedback as JSON: auto, on, off
                 "requests_per_minute": 0,  # sent at most, retries included; 0 = no limit
                 "tokens_per_minute": 0,  # prompt and completion
                 # dollars per million tokens: (model or helper, prompt, cached prompt, completion)

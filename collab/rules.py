@@ -88,6 +88,7 @@ ONE_OF = {
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
     "llm.local.dtype": ("float32", "bfloat16"),
+    "llm.structured": ("auto", "on", "off"),
     "llm.replay": ("off", "record", "replay", "replay_or_call"),
     "privacy.gate": ("off", "observe", "mask", "block"),
     "privacy.recognisers": ("", "presidio"),

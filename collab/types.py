@@ -183,6 +183,7 @@ class Feedback:
     """The LLM's typed reply to one request, with what it cost.
 
     failure: None, or the typed failure's name when kind is UNAVAILABLE or the reply malformed.
+    is_part: the token limit or the deadline cut the reply.
     """
 
     kind: FeedbackKind
@@ -193,6 +194,7 @@ class Feedback:
     latency_s: float = 0.0
     helper: str = ""
     failure: str | None = None
+    is_part: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

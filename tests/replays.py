@@ -16,7 +16,7 @@ from collab.llm.replay_store import (
 
 TALK = (Message("system", "You are an expert."), Message("user", "[ask_fact] State it.\nOslo é"))
 ASKED = Asked("openai", "big", "one", TALK, 64, 0.7)
-REPLY = Completion('{"kind": "hint", "text": "look"}', 1000, 100, 0.1 + 0.2, 900)
+REPLY = Completion('{"kind": "hint", "text": "look"}', 1000, 100, 0.1 + 0.2, 900, "length")
 PATIENCE_S = 60.0
 
 

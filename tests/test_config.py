@@ -99,6 +99,7 @@ def test_shares_are_at_most_one(path: str) -> None:
     [
         ({"reward.quality": "emm"}, "reward.quality='emm' must be one of em, f1; did you mean em?"),
         ({"llm.share": "al"}, "llm.share='al' must be one of request, question, all; did you mean"),
+        ({"llm.structured": "yes"}, "llm.structured='yes' must be one of auto, on, off"),
         ({"cold_start.judge": "x"}, "cold_start.judge='x' must be one of steps, answer"),
         ({"model.dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
         (

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,7 +176,7 @@ FAULTS: dict[str, tuple[Behaviour, type[errors.HelpError]]] = {
 }
 
 
-def backend_at(base_url: str, model: str = "big", key: str = KEY) -> OpenAIBackend:
+def backend_at(base_url: str, model: str = "big", key: str = KEY, **settings: Any) -> OpenAIBackend:
     return OpenAIBackend(
         base_url=base_url,
         model=model,
@@ -184,6 +185,7 @@ def backend_at(base_url: str, model: str = "big", key: str = KEY) -> OpenAIBacke
         temperature=0.0,
         concurrency=4,
         helper_names=("one", "two"),
+        **settings,
     )
 
 
@@ -444,3 +446,93 @@ def test_a_key_from_a_file_is_sent_and_its_place_named(tmp_path: Path) -> None:
             backend.complete(TALK, reply_tokens=8, deadline_s=20.0, helper="")
     assert f"{path} (llm.api_key_file)" in str(caught.value)
     assert KEY not in llm.to_json()
+
+
+# --- streams -------------------------------------------------------------------------------
+
+HINT = '{"kind": "hint", "text": "look at the mayor"}'
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def said(content: object, finish: object = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+def words(*pieces: bytes, every_s: float = 0.0) -> Behaviour:
+    def behave(connection: socket.socket) -> None:
+        connection.sendall(STREAM)
+        for piece in pieces:
+            time.sleep(every_s)
+            connection.sendall(piece)
+
+    return behave
+
+
+BROKEN_STREAMS: dict[str, tuple[Behaviour, type[errors.HelpError]]] = {
+    "ended early": (words(said("Oslo")), errors.ConnectionFailed),
+    "reset": (lambda c: (words(said("Oslo"))(c), reset(c)), errors.ConnectionFailed),
+    "no event": (words(b"data: {\n\n"), errors.Malformed),
+    "10 MB": (words(*[said("x" * 10_000)] * 1000), errors.Malformed),
+    "10 MB line": (words(b"data: ", b"x" * 10_000_000), errors.Malformed),
+    "error": (words(said("Oslo"), b'data: {"error": {"code": 429}}\n\n'), errors.RateLimited),
+    "hang": (hang_after(STREAM), errors.TimedOut),
+    "drip": (drip(STREAM), errors.TimedOut),
+    "drip of comments": (words(*[b": wait\n\n"] * 500, every_s=0.02), errors.TimedOut),
+    "drip of nothing": (words(*[said("")] * 500, every_s=0.02), errors.TimedOut),
+    "drip of an object": (words(*[said("{ ")] * 500, every_s=0.02), errors.TimedOut),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_STREAMS)
+def test_each_broken_stream_is_a_typed_failure_within_the_deadline(name: str) -> None:
+    behave, expected = BROKEN_STREAMS[name]
+    is_timed = expected is errors.TimedOut
+    with faulty(behave) as base_url, contextlib.closing(backend_at(base_url, stream=True)) as far:
+        started_s = time.monotonic()
+        with pytest.raises(errors.HelpError) as caught:
+            ask(far, DEADLINE_S if is_timed else 20.0)
+        taken_s = time.monotonic() - started_s
+    assert type(caught.value) is expected
+    assert not is_timed or taken_s < FAR_TOO_LATE_S
+
+
+def test_a_stream_is_asked_for_with_its_usage() -> None:
+    seen: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        http(200, chat())(connection)
+        seen.append(read_request(connection))
+        words(said("Oslo", "stop"), DONE)(connection)
+
+    with faulty(behave) as base_url, contextlib.closing(backend_at(base_url, stream=True)) as far:
+        assert ask(far, 20.0) == Completion("Oslo", 9, 2)  # a server that doesn't stream
+        assert ask(far, 20.0) == Completion("Oslo")
+    asked = json.loads(seen[0].split(b"\r\n\r\n")[1])
+    assert (asked["stream"], asked["stream_options"]) == (True, {"include_usage": True})
+
+
+def test_a_model_that_rambles_on_does_not_hold_the_reply() -> None:
+    behave = words(said(HINT), *[said(" and besides")] * 500, every_s=0.02)
+    with faulty(behave) as base_url, contextlib.closing(backend_at(base_url, stream=True)) as far:
+        started_s = time.monotonic()
+        completion = ask(far, 20.0)
+        assert time.monotonic() - started_s < 5.0  # not the ten seconds of the rest
+    assert completion.cut == "tail" and completion.text.startswith(HINT)
+
+
+def test_the_deadline_keeps_what_has_arrived() -> None:
+    behave = words(said('{"kind": "hint", "text": "look'), *[said(" at")] * 500, every_s=0.02)
+    with faulty(behave) as base_url, contextlib.closing(backend_at(base_url, stream=True)) as far:
+        started_s = time.monotonic()
+        completion = ask(far, DEADLINE_S)
+        assert time.monotonic() - started_s < FAR_TOO_LATE_S
+    assert (completion.cut, completion.is_part) == ("deadline", True)
+    assert completion.text.startswith('{"kind": "hint", "text": "look at')
+
+
+def test_a_reply_that_the_token_limit_cut_is_marked() -> None:
+    choice = {"message": {"content": "Os"}, "finish_reason": "length"}
+    body = json.dumps({"choices": [choice]}).encode()
+    assert read_completion(body) == Completion("Os", cut="length")

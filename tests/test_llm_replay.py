@@ -68,6 +68,31 @@ def test_record_always_calls_and_the_first_reply_stays(store: ReplayStore) -> No
     assert ask(replaying(CountingBackend(), store, "replay")) == first
 
 
+@pytest.mark.parametrize("was_structured", [True, False])
+@pytest.mark.parametrize("setting", ["auto", "on", "off"])
+def test_a_reply_is_found_as_it_was_asked_for(
+    setting: str, was_structured: bool, store: ReplayStore
+) -> None:
+    reply = Completion("kept", 10, 2, 1.0, is_structured=was_structured)
+    ask(replaying(CountingBackend(reply), store, "record", structured="auto"))
+    replay = replaying(CountingBackend(), store, "replay", structured=setting)
+    if setting == "auto" or (setting == "on") == was_structured:
+        assert ask(replay) == reply
+    else:
+        with pytest.raises(NotRecorded):
+            ask(replay)
+
+
+def test_auto_prefers_the_structured_reply_and_calls_for_neither(store: ReplayStore) -> None:
+    plain, structured = (Completion("a", 1, 1, 1.0), Completion("b", 1, 1, 1.0, is_structured=True))
+    backend = CountingBackend(plain, structured)
+    record = replaying(backend, store, "record", structured="auto")
+    assert [ask(record), ask(record)] == [plain, structured]
+    assert ask(replaying(backend, store, "replay_or_call", structured="auto")) == structured
+    assert ask(replaying(backend, store, "replay_or_call", structured="off")) == plain
+    assert (backend.calls, len(store)) == (2, 2)
+
+
 def test_replay_never_calls(store: ReplayStore) -> None:
     recorded = ask(replaying(CountingBackend(), store, "record"))
     backend = CountingBackend()

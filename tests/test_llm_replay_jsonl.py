@@ -105,6 +105,8 @@ BROKEN: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "null latency": ({"latency_s": None}, "latency_s must be a number"),
     "messages": ({"messages": "private"}, "messages must be a list"),
     "pairs": ({"messages": [["user", "private"]]}, "messages must be a list"),
+    "cut": ({"cut": "private"}, "cut must be '', 'length', 'deadline' or 'tail'"),
+    "structured": ({"is_structured": 1}, "is_structured must be true or false"),
     "content": ({"messages": [{"role": "user", "content": 1}]}, "messages must be a list"),
 }
 
@@ -145,7 +147,7 @@ def test_an_export_that_fails_leaves_the_old_file(
     assert not list(lines.parent.glob(".*"))
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Completion)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Completion)[:-1]])
 def test_every_field_of_a_reply_is_kept(
     field: str, lines: Path, store: ReplayStore, tmp_path: Path
 ) -> None:
@@ -154,6 +156,29 @@ def test_every_field_of_a_reply_is_kept(
     imported = ReplayStore(tmp_path / "new.sqlite")
     import_jsonl(imported, lines)
     assert getattr(imported.get(exchange_key(ASKED)), field) == getattr(REPLY, field)
+    imported.close()
+
+
+def test_whether_a_reply_was_structured_is_kept(
+    lines: Path, store: ReplayStore, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(ASKED, is_structured=True)
+    store.put(asked, REPLY)
+    export_jsonl(store, lines)
+    imported = ReplayStore(tmp_path / "new.sqlite")
+    assert import_jsonl(imported, lines) == (4, 4)
+    kept = imported.get(exchange_key(asked))
+    assert kept == dataclasses.replace(REPLY, is_structured=True)
+    imported.close()
+
+
+def test_a_line_of_before_is_whole_and_not_structured(lines: Path, tmp_path: Path) -> None:
+    fields = json.loads(lines.read_text().splitlines()[0])
+    del fields["cut"], fields["is_structured"]
+    lines.write_text(json.dumps(fields))
+    imported = ReplayStore(tmp_path / "new.sqlite")
+    import_jsonl(imported, lines)
+    assert imported.get(exchange_key(ASKED)) == dataclasses.replace(REPLY, cut="")
     imported.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ OTHERS: dict[str, Any] = {
     "reply_tokens": 65,
     "temperature": 0.7000000000000001,
     "instruction_version": prompts.INSTRUCTION_VERSION + 1,
+    "is_structured": True,
 }
 
 
@@ -150,6 +152,56 @@ def test_other_threads_stay_out_of_a_transaction(store: ReplayStore) -> None:
     assert store.get(exchange_key(other)) == REPLY
 
 
+# --- files of before ------------------------------------------------------------------------
+
+
+def make_version_1(path: Path) -> None:
+    """A file as it was before replies could be cut or structured, with one exchange."""
+    ReplayStore(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE exchanges DROP COLUMN cut")
+        connection.execute("ALTER TABLE exchanges DROP COLUMN is_structured")
+        connection.execute("PRAGMA user_version = 1")
+        columns = (
+            "key, backend, model, helper, instruction_version, messages, reply_tokens, "
+            "temperature, text, prompt_tokens, completion_tokens, latency_s, stored_at_s"
+        )
+        talk = json.dumps([[message.role, message.content] for message in TALK])
+        key, version = [exchange_key(ASKED)], [prompts.INSTRUCTION_VERSION]
+        connection.execute(
+            f"INSERT INTO exchanges ({columns}) VALUES ({', '.join('?' * 13)})",
+            (*key, "openai", "big", "one", *version, talk, 64, 0.7, "Oslo", 9, 2, 0.5, 1.0),
+        )
+    connection.close()
+
+
+OLD = Completion("Oslo", 9, 2, 0.5)
+
+
+def test_a_file_of_version_1_is_read_without_a_change(path: Path) -> None:
+    make_version_1(path)
+    before = path.read_bytes()
+    store = ReplayStore(path, create=False)
+    assert store.get(exchange_key(ASKED)) == OLD
+    (row,) = store.recorded()
+    assert (row.asked, row.completion) == (ASKED, OLD)
+    store.close()
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_version_1_is_completed_when_it_is_written(path: Path) -> None:
+    make_version_1(path)
+    structured = dataclasses.replace(ASKED, is_structured=True)
+    for _ in range(2):  # the second time there is nothing left to do
+        store = ReplayStore(path)
+        assert store.get(exchange_key(ASKED)) == OLD
+        kept = store.put(structured, REPLY)
+        assert kept == store.get(exchange_key(structured))
+        assert kept == dataclasses.replace(REPLY, is_structured=True)
+        assert [row.asked for row in store.recorded()] == [ASKED, structured]
+        store.close()
+
+
 # --- files that are not ours ---------------------------------------------------------------
 
 
@@ -167,7 +219,7 @@ def another_database(path: Path) -> None:
 
 
 STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "version": (another_version, "schema version 2, this code reads 1; export it"),
+    "version": (another_version, "schema version 3, this code reads 2; export it"),
     "database": (another_database, "is not a replay file; name another"),
     "text": (lambda path: path.write_text("hello " * 500), "not a database; name another"),
     "short text": (lambda path: path.write_text("hello"), "not a database; name another"),

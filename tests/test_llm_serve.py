@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from collab.llm.client import Client
 from collab.llm.openai import OpenAIBackend
 from collab.llm.scripted import CONTEXT_TOKENS, ScriptedBackend
 from collab.llm.serve import MAX_REQUEST_BYTES, main, serving
+from collab.llm.structured import FORMS
 from collab.tasks.world import WorldTask
 from collab.types import Exchange, Feedback, FeedbackKind, HelpRequest, Resolution, Step
 from fake_llm import passed
@@ -54,7 +57,9 @@ def expert(**changes: object) -> ScriptedBackend:
     return ScriptedBackend.from_config(llm, knowledge=Capitals(), seed=1)
 
 
-def over_http(base_url: str, model: str = "", key: str = "", **changes: object) -> Client:
+def over_http(
+    base_url: str, model: str = "", key: str = "", stream: bool = False, **changes: object
+) -> Client:
     llm = default_config().llm
     llm.update({"cache": False, "backoff_s": 0.01, **changes})
     backend = OpenAIBackend(
@@ -65,6 +70,7 @@ def over_http(base_url: str, model: str = "", key: str = "", **changes: object) 
         temperature=0.0,
         concurrency=llm.concurrency,
         helper_names=("weak", "odd"),
+        stream=stream,
     )
     return Client(backend, llm, KINDS)
 
@@ -190,7 +196,16 @@ def test_a_completion_has_the_protocols_shape(base_url: str) -> None:
         ({"model": 7, "messages": TALK}, 400, "invalid_value"),
         ({"model": "odd", "messages": TALK, "max_tokens": 0}, 400, "invalid_value"),
         ({"model": "odd", "messages": TALK, "n": 2}, 400, "unsupported_value"),
-        ({"model": "odd", "messages": TALK, "stream": True}, 400, "unsupported_value"),
+        *(
+            ({"model": "odd", "messages": TALK, "response_format": form}, 400, "invalid_value")
+            for form in (
+                7,
+                {},
+                {"type": "xml"},
+                {"type": "json_schema"},
+                {"type": "json_schema", "json_schema": {"name": "x"}},
+            )
+        ),
         ({"model": "odd", "messages": TALK, "path": "/completions"}, 404, "not_found"),
         ({"model": "odd", "messages": TALK, "key": "wrong"}, 401, "invalid_api_key"),
     ],
@@ -201,6 +216,69 @@ def test_errors_have_the_protocols_shape(
     reply = post(base_url, **asked)
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def events(base_url: str, **asked: Any) -> list[Any]:
+    """What a streamed completion's events say, [DONE] included."""
+    reply = post(base_url, model="odd", messages=TALK, stream=True, **asked)
+    assert (reply.status_code, reply.headers["Content-Type"]) == (200, "text/event-stream")
+    lines = [line for line in reply.content.split(b"\n") if line]
+    assert all(line.startswith(b"data: ") for line in lines) and lines.pop() == b"data: [DONE]"
+    return [json.loads(line[6:]) for line in lines]
+
+
+def test_a_stream_says_the_same_as_the_whole_reply(base_url: str) -> None:
+    whole = post(base_url, model="odd", messages=TALK).json()
+    first, *rest, last = events(base_url)
+    assert {event["object"] for event in (first, *rest, last)} == {"chat.completion.chunk"}
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(event["choices"][0]["delta"]["content"] for event in rest)
+    assert text == whole["choices"][0]["message"]["content"] and len(rest) > 2
+    assert last["choices"] == [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    *_, counted = events(base_url, stream_options={"include_usage": True})
+    assert (counted["choices"], counted["usage"]) == ([], whole["usage"])
+
+
+def test_every_form_of_reply_that_we_ask_for_is_known(base_url: str) -> None:
+    for form in (*FORMS, {"type": "text"}, None):
+        assert post(base_url, model="odd", messages=TALK, response_format=form).status_code == 200
+
+
+def test_a_streaming_client_gets_the_same_feedback(base_url: str) -> None:
+    request = HelpRequest("e", "ask_solve", "norway peru", helper="odd")
+    replies = []
+    for stream in (False, True):
+        client = over_http(base_url, "", KEY, stream=stream)
+        replies.append(client.submit(passed(request)).result(timeout=20))
+        client.close()
+    assert without_latency(replies[0]) == without_latency(replies[1])
+
+
+def test_what_came_of_a_slow_reply_by_the_deadline_is_kept_and_counted() -> None:
+    with serving(expert(latency_s=4.8)) as slow_url:  # for eight words
+        client = over_http(slow_url, stream=True, deadline_s=3.9)
+        request = HelpRequest("e", "ask_fact", "land", helper="odd")
+        reply = client.submit(passed(request)).result(timeout=20)
+        counters = client.counters()
+        client.close()
+    assert (reply.kind, reply.is_part, reply.failure) == (FeedbackKind.ANSWER, True, None)
+    assert reply.text.startswith("capital") and "LAND" not in reply.text
+    assert reply.completion_tokens > 0
+    names = ("replies_cut", "usage_estimated", "tails_cut", "failures", "retries")
+    assert [counters[name] for name in names] == [1, 1, 0, 0, 0]
+
+
+def test_a_client_that_leaves_a_stream_does_not_hold_the_server(base_url: str) -> None:
+    with serving(expert(latency_s=30.0)) as slow_url:
+        host, port = slow_url.removeprefix("http://").removesuffix("/v1").split(":")
+        body = json.dumps({"model": "odd", "messages": TALK, "stream": True}).encode()
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+            )
+            connection.sendall(body)
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        assert requests.get(f"{slow_url}/models", timeout=20).status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"[" * 200_000])

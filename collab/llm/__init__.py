@@ -44,6 +44,9 @@ class Completion:
     prompt_tokens, completion_tokens: as billed; None where the server did not say.
     latency_s: what the reply would have taken, for a backend on a virtual clock; None = measure it.
     cached_prompt_tokens: of prompt_tokens, read from the server's own cache; None as above.
+    cut: why the text may not be all that the LLM had to say; "" = it is. length: the token limit;
+    deadline: what had arrived by then is kept; tail: reading stopped after the feedback object, so
+    nothing that is read is missing. is_structured: the server was told the form of the reply.
     """
 
     text: str
@@ -51,6 +54,13 @@ class Completion:
     completion_tokens: int | None = None
     latency_s: float | None = None
     cached_prompt_tokens: int | None = None
+    cut: str = ""
+    is_structured: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether some of the reply is missing."""
+        return self.cut in ("length", "deadline")
 
 
 class Backend(Protocol):

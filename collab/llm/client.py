@@ -231,6 +231,7 @@ class Client:
             cost_usd=self._sender.usd(request, completion),
             latency_s=self._clock() - started_s if latency_s is None else latency_s,
             helper=request.helper,
+            is_part=completion.is_part,
         )
         self._meters.add(latency_s=feedback.latency_s)
         return feedback

@@ -15,6 +15,8 @@ METERS = (
     "cached_prompt_tokens",  # of those, read from the server's own cache
     "completion_tokens",
     "usage_estimated",  # replies whose server reported no usage
+    "replies_cut",  # by the token limit, or kept as far as they had come at the deadline
+    "tails_cut",  # streams left after the feedback, which the LLM had not ended
     "usd",  # of the whole run
     "latency_s",  # summed over requests that were sent
     "rate_limited_wait_s",  # summed over requests that our limits, or a server's 429, put off

@@ -6,6 +6,7 @@ The protocol and what can be wrong with a reply are here; bytes, sockets and dea
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import email.utils
 import json
@@ -20,10 +21,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from collab.llm import Completion, Message, errors
+from collab.llm.bodies import error_words, listed_models, read_completion
 from collab.llm.keys import api_key, key_place
-from collab.llm.prompts import written_feedback
+from collab.llm.streams import StreamedReply
+from collab.llm.structured import Structure, is_format_named
 from collab.llm.transport import Answer, Transport
-from collab.types import FeedbackKind, Knowledge
+from collab.types import Knowledge
 
 CHECK_S = 5.0  # for each exchange of the start-up check
 PROBE_TOKENS = 16  # reply length of the start-up probe of a server that lists no models
@@ -51,13 +54,19 @@ class OpenAIBackend:
         concurrency: int,
         helper_names: tuple[str, ...] = (),
         key_file: str = "",
+        stream: bool = False,
+        structured: str = "off",
     ) -> None:
-        """key_env, key_file: where the key came from, or should; for messages."""
+        """key_env, key_file: where the key came from, or should; for messages.
+
+        stream, structured: as `llm` has them. Raises: ValueError for what can't be sent.
+        """
         self._base_url = self.where = _checked_url(base_url)
         self._model, self._temperature = model, temperature
         self.helper_names = (model,) if model else helper_names
         self._key_place = key_place(variable=key_env, path=key_file)
         self._key = _checked_key(key, self._key_place)
+        self._stream, self._structure = stream, Structure(structured)
         self._transport = Transport(connections=concurrency, key=self._key)
 
     @classmethod
@@ -71,6 +80,8 @@ class OpenAIBackend:
             key=api_key(llm),
             key_env=llm.api_key_env,
             key_file=llm.api_key_file,
+            stream=llm.stream,
+            structured=llm.structured,
             temperature=llm.temperature,
             concurrency=llm.concurrency * (2 if llm.hedge_after_s else 1),
             helper_names=tuple(llm.helpers),
@@ -80,22 +91,36 @@ class OpenAIBackend:
         self, messages: Sequence[Message], *, reply_tokens: int, deadline_s: float, helper: str
     ) -> Completion:
         """One chat completion. Raises: a `HelpError` for everything that isn't one."""
+        until_s = time.monotonic() + deadline_s
         model = self._model or helper
-        payload = {
+        payload: dict[str, Any] = {
             "model": model,
             "messages": [{"role": m.role, "content": m.content} for m in messages],
             "max_tokens": reply_tokens,
             "temperature": self._temperature,
         }
-        answer = self._transport.exchange(
-            "POST",
-            f"{self._base_url}/chat/completions",
-            deadline_s=deadline_s,
-            payload=json.dumps(payload).encode(),
-        )
-        if answer.status != 200:
-            raise self._failure(answer, model)
-        return read_completion(answer.body)
+        if self._stream:
+            payload |= {"stream": True, "stream_options": {"include_usage": True}}
+        at = self._structure.at
+        while True:  # once, but where the server refuses a form
+            form = self._structure.form(at)
+            answer, streamed = self._asked(
+                payload if form is None else payload | {"response_format": form},
+                deadline_s=until_s - time.monotonic(),
+            )
+            if answer.status == 200:
+                break
+            failure = self._failure(answer, model)
+            following = self._structure.next_after(at, failure, answer.body)
+            if following is None:
+                raise failure
+            at = following
+        self._structure.note_reply(at)
+        if answer.is_stream:
+            completion = streamed.completion(is_late=answer.is_late)
+        else:
+            completion = read_completion(answer.body)
+        return dataclasses.replace(completion, is_structured=form is not None)
 
     def check(self) -> None:
         """Ask for the list of models, or a few tokens where there is none, and read what is wrong.
@@ -109,7 +134,7 @@ class OpenAIBackend:
             elif answer.status != 200:
                 raise self._failure(answer, self._model)
             else:
-                self._check_listed(_listed_models(answer.body))
+                self._check_listed(listed_models(answer.body))
         except (errors.ConnectionFailed, errors.TimedOut) as error:
             raise errors.HelperUnusable(
                 f"llm.base_url={self._base_url!r}: no reply ({error}); start the server, e.g. "
@@ -121,6 +146,20 @@ class OpenAIBackend:
     def close(self) -> None:
         """Close the idle connections."""
         self._transport.close()
+
+    def _asked(self, payload: dict[str, Any], *, deadline_s: float) -> tuple[Answer, StreamedReply]:
+        """The answer, and what was collected where it is a stream."""
+        streamed = StreamedReply(
+            lambda status, body: self._failure(Answer(status, {}, body), payload["model"])
+        )
+        answer = self._transport.exchange(
+            "POST",
+            f"{self._base_url}/chat/completions",
+            deadline_s=deadline_s,
+            payload=json.dumps(payload).encode(),
+            watch=streamed.feed if self._stream else None,
+        )
+        return answer, streamed
 
     def _probe(self) -> None:
         """A server without a list of models: whether each name is accepted."""
@@ -152,7 +191,7 @@ class OpenAIBackend:
 
     def _failure(self, answer: Answer, model: str) -> errors.HelpError:
         """The typed error of a reply whose status is not 200. Quotes codes, never the text."""
-        status, words = answer.status, _error_words(answer.body)
+        status, words = answer.status, error_words(answer.body)
         pause_s = retry_after_s(answer.headers, time.time())
         codes = [self._hidden(word) for word in words[:2] if _WORD.fullmatch(word)]
         said = " ".join([f"status {status}", *codes])
@@ -181,39 +220,9 @@ class OpenAIBackend:
             return errors.Malformed(f"{said}: only 200 brings a reply")
         if status < 400:
             return errors.BadRequest(f"{said}: redirects are not followed; correct llm.base_url")
+        if is_format_named(answer.body):
+            return errors.BadRequest(f"{said}: it takes no response_format; set llm.structured=off")
         return errors.BadRequest(said)
-
-
-def read_completion(body: bytes) -> Completion:
-    """The first choice's text and the usage. Raises: Malformed, ContentFiltered.
-
-    A reply that only names a refusal becomes a typed REFUSE. Absent or odd usage reads as None.
-    """
-    reply = _json(body)
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise errors.Malformed("the reply has no choices")
-    message = choices[0].get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    if isinstance(message, dict) and content is None and isinstance(message.get("refusal"), str):
-        content = written_feedback(FeedbackKind.REFUSE, message["refusal"])
-    if not content and choices[0].get("finish_reason") == "content_filter":
-        raise errors.ContentFiltered("the server's filter withheld the reply")
-    if not isinstance(content, str):
-        raise errors.Malformed("the reply's content is not a text")
-    if any("\ud800" <= character <= "\udfff" for character in content):
-        raise errors.Malformed("the reply's content holds half of a surrogate pair")
-    usage = reply.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    details = counts.get("prompt_tokens_details")
-    return Completion(
-        content,
-        _count(counts.get("prompt_tokens")),
-        _count(counts.get("completion_tokens")),
-        cached_prompt_tokens=_count(
-            details.get("cached_tokens") if isinstance(details, dict) else None
-        ),
-    )
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
@@ -251,48 +260,6 @@ def _seconds(value: str) -> float | None:
     except ValueError:
         return None
     return number if 0.0 <= number < math.inf else None
-
-
-def _json(body: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):  # which of two contents is meant, nobody can tell
-            raise ValueError("a key stands twice")
-        return fields
-
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
-    except (ValueError, RecursionError):
-        raise errors.Malformed("the reply is not UTF-8 JSON") from None
-    if not isinstance(value, dict):
-        raise errors.Malformed("the reply is not a JSON object")
-    return value
-
-
-def _error_words(body: bytes) -> list[str]:
-    """Code, type and message of an error body, in the shapes that servers use; else nothing."""
-    try:
-        value = _json(body)
-    except errors.Malformed:
-        return []
-    error = value.get("error")
-    fields = error if isinstance(error, dict) else value
-    return [str(fields.get(name) or "") for name in ("code", "type", "message")]
-
-
-def _listed_models(body: bytes) -> list[str]:
-    """Names in a model list; none where the reply lists nothing readable."""
-    data = _json(body).get("data")
-    rows = data if isinstance(data, list) else []
-    return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
-
-
-def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if is_count else None
 
 
 def _checked_url(base_url: str) -> str:

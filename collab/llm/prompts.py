@@ -32,6 +32,15 @@ Keep TEXT under {budget} tokens. Do not guess and do not repeat the request."""
 
 # What an LLM may send; UNAVAILABLE is ours to say.
 _WIRE_KINDS = {kind.value: kind for kind in FeedbackKind if kind is not FeedbackKind.UNAVAILABLE}
+FEEDBACK_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"type": "string", "enum": list(_WIRE_KINDS)},
+        "text": {"type": "string"},
+    },
+    "required": ["kind", "text"],
+    "additionalProperties": False,
+}
 _TAG = re.compile(r"\A\[([^\[\]\n]*)\][^\n]*(?:\n|\Z)(.*)", re.DOTALL)
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _OBJECT = re.compile(r'\{\s*"(?:kind|text)"\s*:')
@@ -81,6 +90,31 @@ def parse_feedback(text: str) -> tuple[FeedbackKind, str]:
     return kind, _well_formed(said)
 
 
+def after_feedback(text: str) -> str | None:
+    """What follows the feedback object in a reply under way; None while it isn't whole.
+
+    Whatever else may come, `parse_feedback` reads the same from here on.
+    """
+    if _is_thinking(text):
+        return None
+    rest = _THOUGHT.sub("", text, count=1)
+    match = _OBJECT.search(rest)
+    if match is None or _from_object(rest) is None:
+        return None
+    return rest[_DECODER.raw_decode(rest, match.start())[1] :]
+
+
+def holds_text(text: str) -> bool:
+    """Whether the beginning of a reply says something already, rather than opens an object."""
+    if _is_thinking(text):
+        return False
+    rest = _THOUGHT.sub("", text, count=1).strip()
+    read = _from_object(rest) or _from_cut_object(rest)
+    if read is None and "{" in rest:
+        return False
+    return bool((read or _from_label(rest))[1].strip())
+
+
 def instruction_of(kind: str, requests: Mapping[str, str]) -> str:
     """The instruction of a request kind. Raises: ValueError for a kind that the run lacks."""
     if kind == REPLY:
@@ -93,6 +127,12 @@ def instruction_of(kind: str, requests: Mapping[str, str]) -> str:
 def _tagged(kind: str, instruction: str, text: str) -> str:
     """An instruction of several lines becomes one: the text starts on the second."""
     return f"{' '.join([f'[{kind}]', *instruction.split()])}\n{text}"
+
+
+def _is_thinking(text: str) -> bool:
+    """Whether the reply's beginning is a thought, or of the mark of one, that has not ended."""
+    begun = text.lstrip()[: len("<think>")]
+    return bool(begun) and "<think>".startswith(begun) and not _THOUGHT.match(text)
 
 
 def _from_object(text: str) -> tuple[FeedbackKind, str] | None:

@@ -69,6 +69,7 @@ class ReplayBackend:
         backend_name: str,
         model: str,
         temperature: float,
+        structured: str = "off",
         secret: str = "",
         joins: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -76,6 +77,9 @@ class ReplayBackend:
         """backend_name, model, temperature: part of every key, as in the config.
 
         The name of a backend that is `Identified` must carry its digest.
+        structured: as in the config. A reply is stored as it was asked for, with or without a form;
+        auto finds either, first the one with. What was recorded without is as good where the
+        server's own choice is.
         store: None in mode off; closed with this. secret: the API key, which becomes *** wherever a
         stored text holds it. joins: whether a request waits for an identical one in flight; False
         where the second is meant, as a hedge is. clock: seconds.
@@ -92,6 +96,7 @@ class ReplayBackend:
         self._name, self._model, self._temperature = backend_name, model, temperature
         self._secret = secret if len(secret) >= SHORTEST_SECRET else ""
         self._joins, self._clock = joins, clock
+        self._structured = {"off": (False,), "on": (True,), "auto": (True, False)}[structured]
         self._lock = threading.Lock()  # guards the two below
         self._flights: dict[str, Future[Completion]] = {}
         self._counters = dict.fromkeys(METERS, 0.0)
@@ -120,9 +125,9 @@ class ReplayBackend:
                     "record it in mode replay_or_call"
                 )
             return kept
-        asked = self._asked(messages, reply_tokens, helper)
-        fetch = functools.partial(self._fetched, self._store, asked, call)
-        return self._once(exchange_key(asked), deadline_s, fetch) if self._joins else fetch()
+        ways = self._asked(messages, reply_tokens, helper)
+        fetch = functools.partial(self._fetched, self._store, ways, call)
+        return self._once(exchange_key(ways[0]), deadline_s, fetch) if self._joins else fetch()
 
     def recall(
         self, messages: Sequence[Message], *, reply_tokens: int, helper: str
@@ -134,10 +139,7 @@ class ReplayBackend:
         """
         if self._store is None or self._mode not in ("replay", "replay_or_call"):
             return None
-        kept = self._store.get(exchange_key(self._asked(messages, reply_tokens, helper)))
-        if kept is not None:
-            self._count("replayed")
-        return kept
+        return self._kept(self._store, self._asked(messages, reply_tokens, helper))
 
     def check(self) -> None:
         """In mode replay: whether the file holds anything of this model. Else the backend's check.
@@ -198,24 +200,34 @@ class ReplayBackend:
         self._landed(key).set_exception(shared)
 
     def _fetched(
-        self, store: ReplayStore, asked: Asked, call: Callable[[], Completion]
+        self, store: ReplayStore, ways: Sequence[Asked], call: Callable[[], Completion]
     ) -> Completion:
-        kept = None if self._mode == "record" else store.get(exchange_key(asked))
+        kept = None if self._mode == "record" else self._kept(store, ways)
         if kept is not None:
-            self._count("replayed")
             return kept
         started_s = self._clock()
         completion = call()
         if completion.latency_s is None:
             completion = dataclasses.replace(completion, latency_s=self._clock() - started_s)
         fresh = storable(dataclasses.replace(completion, text=self._hidden(completion.text)))
+        asked = dataclasses.replace(ways[0], is_structured=fresh.is_structured)
         kept = store.put(asked, fresh)
         self._count("recorded" if is_same_reply(kept, fresh) else "differed")
         return kept
 
-    def _asked(self, messages: Sequence[Message], reply_tokens: int, helper: str) -> Asked:
+    def _kept(self, store: ReplayStore, ways: Sequence[Asked]) -> Completion | None:
+        for asked in ways:
+            kept = store.get(exchange_key(asked))
+            if kept is not None:
+                self._count("replayed")
+                return kept
+        return None
+
+    def _asked(self, messages: Sequence[Message], reply_tokens: int, helper: str) -> list[Asked]:
+        """The ways in which the reply may have been asked for, the likeliest first."""
         talk = tuple(Message(message.role, self._hidden(message.content)) for message in messages)
-        return Asked(self._name, self._model, helper, talk, reply_tokens, self._temperature)
+        asked = Asked(self._name, self._model, helper, talk, reply_tokens, self._temperature)
+        return [dataclasses.replace(asked, is_structured=way) for way in self._structured]
 
     def _landed(self, key: str) -> Future[Completion]:
         with self._lock:

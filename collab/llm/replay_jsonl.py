@@ -37,7 +37,13 @@ _FIELDS = {
     "cached_prompt_tokens": _USAGE,
     "latency_s": _NUMBER,
     "stored_at_s": _NUMBER,
+    "cut": "'', 'length', 'deadline' or 'tail'",
+    "is_structured": "true or false",
 }
+_SINCE_VERSION_2: dict[str, Any] = {
+    "cut": "",
+    "is_structured": False,
+}  # what a line of before means
 
 
 def export_jsonl(store: ReplayStore, path: Path) -> int:
@@ -105,6 +111,8 @@ def _line(row: Recorded) -> str:
         "cached_prompt_tokens": reply.cached_prompt_tokens,
         "latency_s": reply.latency_s,
         "stored_at_s": row.stored_at_s,
+        "cut": reply.cut,
+        "is_structured": asked.is_structured,
     }
     return json.dumps(fields, allow_nan=False)
 
@@ -117,6 +125,7 @@ def _parsed(line: bytes) -> Recorded:
         raise ValueError("it is not JSON in UTF-8") from None
     if not isinstance(fields, dict):
         raise ValueError("it is not a JSON object")
+    fields = _SINCE_VERSION_2 | fields
     if missing := sorted(_FIELDS.keys() - fields.keys()):
         raise ValueError(f"{', '.join(missing)} must be given")
     if extra := len(fields.keys() - _FIELDS.keys()):
@@ -133,6 +142,7 @@ def _parsed(line: bytes) -> Recorded:
         fields["reply_tokens"],
         float(fields["temperature"]),
         fields["instruction_version"],
+        fields["is_structured"],
     )
     completion = Completion(
         fields["text"],
@@ -140,11 +150,17 @@ def _parsed(line: bytes) -> Recorded:
         completion_tokens=fields["completion_tokens"],
         latency_s=float(fields["latency_s"]),
         cached_prompt_tokens=fields["cached_prompt_tokens"],
+        cut=fields["cut"],
+        is_structured=fields["is_structured"],
     )
     return Recorded(asked, storable(completion), float(fields["stored_at_s"]))
 
 
 def _is_right(value: Any, wanted: str) -> bool:
+    if wanted == _FIELDS["is_structured"]:
+        return isinstance(value, bool)
+    if wanted == _FIELDS["cut"]:
+        return value in ("", "length", "deadline", "tail")
     if wanted == _TEXT:
         return isinstance(value, str)
     if wanted in (_COUNT, _USAGE):

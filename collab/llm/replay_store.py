@@ -15,13 +15,13 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from collab.llm import Completion, Message, errors, prompts
 
-SCHEMA_VERSION = 1  # raise it with any change of the table below
+SCHEMA_VERSION = 2  # raise it with any change of the table below
 APPLICATION_ID = 0x636F6C6C  # "coll": tells this file from any other SQLite database
 LARGEST_COUNT = 2**63 - 1  # what an SQLite integer holds
 _BUSY_S = 60.0  # how long to wait for another process's write: an import is one long one
@@ -44,9 +44,19 @@ CREATE TABLE exchanges (
     completion_tokens INTEGER,
     cached_prompt_tokens INTEGER,
     latency_s REAL NOT NULL,
-    stored_at_s REAL NOT NULL
+    stored_at_s REAL NOT NULL,
+    cut TEXT NOT NULL DEFAULT '',
+    is_structured INTEGER NOT NULL DEFAULT 0
 )"""
-_REPLY = "text, prompt_tokens, completion_tokens, latency_s, cached_prompt_tokens"  # a Completion
+# What version 2 has beyond version 1: such files are read as they are, and completed to be written.
+_ADDED = (
+    "ALTER TABLE exchanges ADD COLUMN cut TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE exchanges ADD COLUMN is_structured INTEGER NOT NULL DEFAULT 0",
+)
+_REPLY = (  # a Completion
+    "text, prompt_tokens, completion_tokens, latency_s, cached_prompt_tokens, cut, is_structured"
+)
+_REPLY_1 = _REPLY.replace("cut, is_structured", "'', 0")
 _COLUMNS = (
     "key, backend, model, helper, instruction_version, messages, reply_tokens, temperature, "
     f"{_REPLY}, stored_at_s"
@@ -62,7 +72,8 @@ class Asked:
     """All that a reply depends on.
 
     backend: the name of a backend, not its address: a server may move; with a digest where replies
-    depend on more than names. model: as configured, "" where the helper's name stands for it.
+    depend on more than names. model: as configured, "" where the helper's name stands for it. is_structured:
+    the server was told the reply's form.
     """
 
     backend: str
@@ -72,6 +83,7 @@ class Asked:
     reply_tokens: int
     temperature: float
     instruction_version: int = prompts.INSTRUCTION_VERSION
+    is_structured: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +130,8 @@ def exchange_key(asked: Asked) -> str:
         "reply_tokens": int(asked.reply_tokens),
         "temperature": float(asked.temperature) + 0.0,  # 0, 0.0 and -0.0 are written alike
     }
+    if asked.is_structured:  # left out otherwise: keys are older than this field
+        parts["is_structured"] = True
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -172,14 +186,16 @@ class ReplayStore:
             self._connection = _opened(self.path, create=create)
         except sqlite3.Error as error:
             raise ValueError(_advice(self.path, error)) from None
+        is_older = _pragma(self._connection, "user_version") < SCHEMA_VERSION
+        self._reply = _REPLY_1 if is_older else _REPLY
 
     def get(self, key: str) -> Completion | None:
         """The reply stored under `key`, with the latency and the token counts it had.
 
         Raises: StoreFailed.
         """
-        rows = self._rows(f"SELECT {_REPLY} FROM exchanges WHERE key = ?", key)
-        return Completion(*rows[0]) if rows else None
+        rows = self._rows(f"SELECT {self._reply} FROM exchanges WHERE key = ?", key)
+        return _completion(rows[0]) if rows else None
 
     def put(
         self, asked: Asked, completion: Completion, *, stored_at_s: float | None = None
@@ -193,7 +209,8 @@ class ReplayStore:
         latency_s = completion.latency_s
         if latency_s is None or not 0.0 <= latency_s < math.inf:
             raise ValueError(f"latency_s={latency_s} must be finite and 0 or more to be replayed")
-        key, kept = exchange_key(asked), storable(completion)
+        key = exchange_key(asked)
+        kept = dataclasses.replace(storable(completion), is_structured=asked.is_structured)
         row = (
             key,
             asked.backend,
@@ -208,6 +225,8 @@ class ReplayStore:
             kept.completion_tokens,
             kept.latency_s,
             kept.cached_prompt_tokens,
+            kept.cut,
+            asked.is_structured,
             time.time() if stored_at_s is None else stored_at_s,
         )
         with self._using() as connection:
@@ -217,9 +236,9 @@ class ReplayStore:
 
     def recorded(self) -> Iterator[Recorded]:
         """Every exchange, in the order of storing. Raises: StoreFailed."""
-        last = 0
+        last, columns = 0, _COLUMNS.replace(_REPLY, self._reply)
         while rows := self._rows(
-            f"SELECT id, {_COLUMNS} FROM exchanges WHERE id > ? ORDER BY id LIMIT ?",
+            f"SELECT id, {columns} FROM exchanges WHERE id > ? ORDER BY id LIMIT ?",
             last,
             _PAGE_ROWS,
         ):
@@ -307,7 +326,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, create: bool) -> Non
     if _pragma(connection, "application_id") != APPLICATION_ID:
         raise ValueError(f"replay file {path} is not a replay file; name another or a new one")
     version = _pragma(connection, "user_version")
-    if version != SCHEMA_VERSION:
+    if version == 1 and create:
+        version = _complete(connection)
+    if version not in (1, SCHEMA_VERSION):
         raise ValueError(
             f"replay file {path} has schema version {version}, this code reads {SCHEMA_VERSION}; "
             "export it with the code that wrote it and import the lines into a new file"
@@ -322,6 +343,17 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, create: bool) -> Non
     # and survives kill -9 of this process; a power cut may cost the newest replies, never the file.
     # FULL would survive that too, for an fsync per reply under the lock that all threads share.
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _complete(connection: sqlite3.Connection) -> int:
+    """Add the columns of today to a file of version 1. Returns its version now."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        if _pragma(connection, "user_version") == 1:  # another process may have been faster
+            for statement in _ADDED:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return int(_pragma(connection, "user_version"))
 
 
 def _use_log(connection: sqlite3.Connection, path: Path) -> None:
@@ -372,8 +404,16 @@ def _recorded(row: tuple[Any, ...]) -> Recorded:
     """row: _COLUMNS without the key."""
     backend, model, helper, version, messages, reply_tokens, temperature, *reply, stored_at_s = row
     talk = tuple(Message(role, content) for role, content in json.loads(messages))
-    asked = Asked(backend, model, helper, talk, reply_tokens, temperature, version)
-    return Recorded(asked, Completion(*reply), stored_at_s)
+    completion = _completion(reply)
+    asked = Asked(
+        backend, model, helper, talk, reply_tokens, temperature, version, completion.is_structured
+    )
+    return Recorded(asked, completion, stored_at_s)
+
+
+def _completion(reply: Sequence[Any]) -> Completion:
+    """reply: _REPLY."""
+    return dataclasses.replace(Completion(*reply), is_structured=bool(reply[-1]))
 
 
 def _pairs(messages: tuple[Message, ...]) -> list[tuple[str, str]]:

@@ -278,6 +278,8 @@ class Sender:
             cached_prompt_tokens=min(completion.cached_prompt_tokens or 0, sent),
             completion_tokens=received,
             usage_estimated=is_estimated,
+            replies_cut=completion.is_part,
+            tails_cut=completion.cut == "tail",
         )
         self._limits.settle(reserved=call.tokens, used=sent + received)
         usd = self.usd(call.request, completion)

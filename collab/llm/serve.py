@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,8 @@ MAX_REQUEST_BYTES = 4 * 2**20
 IDLE_S = 60.0  # a kept-alive connection without a request is closed
 REPLY_TOKENS = 256  # where a request names no limit
 REPLY_S = 600.0  # for a backend that is itself remote
+PIECE = re.compile(r"\s*\S+|\s+\Z")  # of a streamed text: a word and the blanks before it
+FORMATS = ("text", "json_object", "json_schema")  # of a reply; a backend here may not keep to it
 POLL_S = 0.05  # how soon `serving` notices that it should end
 
 # Typed failure -> status and error code of the protocol. Order matters: subclasses first.
@@ -91,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = IDLE_S
+    _pace_s = 0.0  # the latency of the reply under way, where it is streamed
+    _stream_options: dict[str, Any] | None = None  # None: it is not
     disable_nagle_algorithm = True  # header and body are two writes: 40 ms on a kept connection
 
     def do_GET(self) -> None:
@@ -104,10 +109,13 @@ class Handler(BaseHTTPRequestHandler):
         logging.debug("serve: " + format, *args)
 
     def _answer(self, make: Any) -> None:
-        status = 200
+        status, self._pace_s, self._stream_options = 200, 0.0, None
         try:
             self._check_key()
             reply = make()
+            if self._stream_options is not None:
+                self._send_stream(reply, self._stream_options)
+                return
         except _ProblemError as problem:
             status, reply = problem.status, _error_body(problem)
             self.close_connection = True  # the request's body may be unread
@@ -122,6 +130,36 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         except OSError:
             self.close_connection = True  # the client did not wait
+
+    def _send_stream(self, reply: dict[str, Any], options: dict[str, Any]) -> None:
+        """The reply as server-sent events, a word at a time over the backend's latency."""
+        (choice,) = reply["choices"]
+        pieces = PIECE.findall(choice["message"]["content"])
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+        deltas += [{"content": piece} for piece in pieces]
+        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+        choices.append({"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]})
+        events: list[dict[str, Any]] = [{"choices": [choice]} for choice in choices]
+        if options.get("include_usage"):
+            events.append({"choices": [], "usage": reply.get("usage")})
+        shared = {**reply, "object": "chat.completion.chunk"}
+        shared.pop("usage", None)
+        try:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for event in events:
+                if event["choices"] and event["choices"][0]["delta"].get("content"):
+                    time.sleep(self._pace_s / len(pieces))
+                self._send_chunk(f"data: {json.dumps(shared | event)}\n\n".encode())
+            self._send_chunk(b"data: [DONE]\n\n")
+            self._send_chunk(b"")
+        except OSError:
+            self.close_connection = True  # the client has read enough
+
+    def _send_chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def _check_key(self) -> None:
         given = self.headers.get("Authorization", "")
@@ -144,8 +182,9 @@ class Handler(BaseHTTPRequestHandler):
         reply_tokens = asked.get("max_tokens", REPLY_TOKENS)
         if not isinstance(reply_tokens, int) or reply_tokens < 1:
             raise _ProblemError(400, "invalid_value", "max_tokens must be a positive integer.")
-        if asked.get("stream") or asked.get("n", 1) != 1:
-            raise _ProblemError(400, "unsupported_value", "stream and n > 1 are not served here.")
+        if asked.get("n", 1) != 1:
+            raise _ProblemError(400, "unsupported_value", "n > 1 is not served here.")
+        _check_format(asked.get("response_format"))
         model = asked.get("model")
         if not isinstance(model, str):
             raise _ProblemError(400, "invalid_value", "model must be a string.")
@@ -156,14 +195,20 @@ class Handler(BaseHTTPRequestHandler):
         except errors.HelpError as error:
             status, code = next((s, c) for kind, s, c in _STATUS if isinstance(error, kind))
             raise _ProblemError(status, code, str(error)) from None
-        time.sleep(completion.latency_s or 0.0)
+        self._pace_s = completion.latency_s or 0.0
+        if asked.get("stream"):
+            options = asked.get("stream_options")
+            self._stream_options = options if isinstance(options, dict) else {}
+        else:
+            time.sleep(self._pace_s)
         message = {"role": "assistant", "content": completion.text}
+        finish = "length" if completion.is_part else "stop"
         reply: dict[str, Any] = {
             "id": "chatcmpl-collab",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": model,
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
         }
         sent, received = completion.prompt_tokens, completion.completion_tokens
         if sent is not None and received is not None:
@@ -197,6 +242,21 @@ def _messages(value: Any) -> list[Message]:
             400, "invalid_messages", "messages must be a list of {role, content} objects of text."
         )
     return [Message(row["role"], row["content"]) for row in value]
+
+
+def _check_format(value: Any) -> None:
+    """Refuse a `response_format` that makes no sense. Raises: _ProblemError."""
+    if value is None:
+        return
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in FORMATS:
+        said = f"response_format.type must be one of {', '.join(FORMATS)}."
+        raise _ProblemError(400, "invalid_value", said)
+    schema = value.get("json_schema")
+    is_named = isinstance(schema, dict) and isinstance(schema.get("name"), str)
+    if kind == "json_schema" and not (is_named and isinstance(schema.get("schema"), dict)):
+        said = "response_format.json_schema must hold a name and a schema."
+        raise _ProblemError(400, "invalid_value", said)
 
 
 def _error_body(problem: _ProblemError) -> dict[str, Any]:
