@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collab.llm.prompts import (
     REPLY_INSTRUCTION,
+    after_feedback,
+    holds_text,
     instruction_of,
     messages,
     parse_feedback,
@@ -113,3 +118,96 @@ def test_instructions_come_from_the_config_and_reply_has_its_own() -> None:
     assert instruction_of("reply", {"ask_fact": "State it."}) == REPLY_INSTRUCTION
     with pytest.raises(ValueError, match="'ask_facts' must be one of reply, ask_fact"):
         instruction_of("ask_facts", {"ask_fact": "State it."})
+
+
+# --- anything at all -----------------------------------------------------------------------
+
+ANY_TEXT = st.text(st.characters())  # halves of surrogate pairs included
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY_TEXT),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(ANY_TEXT, inner)),
+    max_leaves=12,
+)
+KIND_FIELDS = st.one_of(st.sampled_from([kind.value for kind in FeedbackKind]), JSON)
+FEEDBACK_LIKE = st.fixed_dictionaries(
+    {}, optional={"kind": KIND_FIELDS, "text": JSON, "note": JSON}
+)
+
+
+def check(reply: str) -> tuple[FeedbackKind, str]:
+    """A reply's feedback, which is one that an LLM may send, in valid Unicode."""
+    kind, text = parse_feedback(reply)
+    assert kind in KINDS
+    text.encode()
+    return kind, text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(JSON, FEEDBACK_LIKE), st.booleans(), st.sampled_from([None, 2]))
+def test_any_json_is_some_feedback(value: Any, is_ascii: bool, indent: int | None) -> None:
+    check(json.dumps(value, ensure_ascii=is_ascii, indent=indent))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(KINDS),
+    st.text(),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+    st.sampled_from(["", "Sure! ", "```json\n", "<think>{ or }</think>\n"]),
+    ANY_TEXT,
+)
+def test_a_well_formed_object_is_read_exactly_whatever_is_around_it(
+    kind: FeedbackKind, text: str, is_ascii: bool, indent: int | None, before: str, after: str
+) -> None:
+    fields = {"kind": kind.value, "text": text}
+    written = json.dumps(fields, ensure_ascii=is_ascii, indent=indent)
+    assert check(f"{before}{written}{after}") == (kind, text)
+    assert check(f"{before}{json.dumps(fields | {'more': {'a': [1]}})}{after}") == (kind, text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(KINDS), ANY_TEXT, st.booleans())
+def test_an_object_cut_anywhere_gives_what_there_is_of_its_text(
+    kind: FeedbackKind, text: str, is_ascii: bool
+) -> None:
+    written = json.dumps({"kind": kind.value, "text": text}, ensure_ascii=is_ascii)
+    opening = written.index('"text": "') + len('"text": "')
+    whole = check(written)
+    for end in range(len(written)):
+        read_kind, part = check(written[:end])
+        if end >= opening:
+            assert read_kind is kind
+            # What the cut went through, an escape or a pair of them, may be missing or unreadable.
+            assert whole[1].startswith(part.rstrip("\ufffd").rstrip()[:-1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([*PIECES, '"x"', ",", " ", "\\u", "\ud83d", "\udc00"]), max_size=9))
+def test_pieces_of_objects_in_any_order_are_some_feedback(pieces: list[str]) -> None:
+    check("".join(pieces))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(ANY_TEXT, FEEDBACK_LIKE.map(json.dumps)), ANY_TEXT)
+def test_what_follows_a_whole_object_is_told_apart(text: str, tail: str) -> None:
+    rest = after_feedback(text)
+    if rest is not None:
+        assert text.endswith(rest)
+        assert parse_feedback(text) == parse_feedback(text + tail)
+        assert after_feedback(text + tail) == rest + tail
+
+
+def test_after_feedback_by_example() -> None:
+    assert after_feedback('{"kind": "hint", "text": "a}"') is None
+    assert after_feedback('ok {"kind": "hint", "text": "a}"} x') == " x"
+    assert after_feedback('<think>{"text": "a"}') is None
+    assert after_feedback('<think>{"text": "a"}</think> {"text": "b"}') == ""
+    assert after_feedback('{"kind": "hint"}') is None  # says nothing
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_TEXT)
+def test_a_beginning_that_holds_text_reads_as_some(text: str) -> None:
+    if holds_text(text):
+        assert check(text)[1].strip()
