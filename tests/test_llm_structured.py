@@ -136,7 +136,7 @@ def test_a_request_that_is_bad_anyway_settles_nothing() -> None:
     assert choosy.seen == ["json_schema"]
 
 
-@pytest.mark.parametrize("status", [401, 404, 429, 500, 503])
+@pytest.mark.parametrize("status", [302, 401, 404, 413, 429, 500, 503])
 def test_other_failures_are_not_about_the_form(status: int) -> None:
     choosy = Choosy(json_schema=(status, {"error": {"message": "busy"}}))
     with (
@@ -190,16 +190,18 @@ def test_many_at_once_lose_nothing_and_count_no_failure() -> None:
 
 def test_the_state_moves_one_way() -> None:
     structure = Structure("auto")
-    refused = errors.BadRequest("no")
-    assert structure.next_after(0, refused, b"") == 1
+    refused, named = errors.BadRequest("no"), b"response_format?"
+    assert structure.next_after(0, refused, status=302, body=named) is None  # a redirect
+    assert structure.next_after(0, refused, status=400, body=b"") == 1
     structure.note_reply(1)
     structure.note_reply(0)  # of a request that was sent before
     assert structure.at == 1
-    assert structure.next_after(0, refused, b"") == 1  # another such is not yet answered
-    assert structure.next_after(1, refused, b"") is None
-    assert structure.next_after(1, refused, b"response_format?") == 2
-    assert structure.next_after(2, refused, b"response_format?") is None
-    assert structure.next_after(0, errors.ContextTooLong("long"), b"response_format") is None
+    assert structure.next_after(0, refused, status=400, body=b"") == 1  # such another one
+    assert structure.next_after(1, refused, status=400, body=b"") is None
+    assert structure.next_after(1, refused, status=422, body=named) == 2
+    assert structure.next_after(2, refused, status=400, body=named) is None
+    too_long = errors.ContextTooLong("long")
+    assert structure.next_after(0, too_long, status=400, body=named) is None
     with pytest.raises(ValueError, match=r"llm\.structured='yes' must be one of auto, on, off"):
         Structure("yes")
 

@@ -111,7 +111,9 @@ class OpenAIBackend:
             if answer.status == 200:
                 break
             failure = self._failure(answer, model)
-            following = self._structure.next_after(at, failure, answer.body)
+            following = self._structure.next_after(
+                at, failure, status=answer.status, body=answer.body
+            )
             if following is None:
                 raise failure
             at = following

@@ -49,16 +49,19 @@ class Structure:
         """The `response_format` to send; None = leave it out."""
         return self._forms[at]
 
-    def next_after(self, at: int, failure: errors.HelpError, body: bytes) -> int | None:
+    def next_after(
+        self, at: int, failure: errors.HelpError, *, status: int, body: bytes
+    ) -> int | None:
         """The form to try where a request with form `at` was refused; None: it is not the form.
 
+        status, body: what the failure was made of.
         Until a reply came with a form, any bad request may be its fault; whether it was, the next
         try shows. llama-cpp-python's server calls it an error of its own (500), and names it.
         """
         with self._lock:
             is_known = self._is_proven and at == self._at
         if type(failure) is errors.BadRequest:
-            is_the_form = is_format_named(body) or not is_known
+            is_the_form = status in (400, 422) and (not is_known or is_format_named(body))
         else:
             is_the_form = isinstance(failure, errors.ServerFailed) and is_format_named(body)
             is_the_form &= not is_known
