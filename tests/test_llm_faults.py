@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import urllib3
 
 import runs
 from collab.config import default_config
@@ -70,7 +71,10 @@ def reply_to(word: str) -> str:
 
 
 def counts(base_url: str) -> dict[str, int]:
-    counted = requests.get(f"{base_url}/faults", timeout=FAR_S).json()
+    with requests.Session() as session:  # the port may be closed for a moment
+        retry = urllib3.Retry(connect=9, backoff_factor=0.05)
+        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
+        counted = session.get(f"{base_url}/faults", timeout=FAR_S).json()
     return {"asked": counted["asked"], **counted["injected"]}
 
 
@@ -199,9 +203,9 @@ def test_many_calls_under_all_faults_are_all_resolved_and_leave_nothing_open() -
     gc.collect()
     threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
     llm = default_config().llm
-    llm.update({"cache": False, "backoff_s": 0.01, "deadline_s": DEADLINE_S})
+    llm.update({"cache": False, "backoff_s": 0.1, "deadline_s": DEADLINE_S})
     # Else a port that is closed for a moment may fail most calls at once, which tests little.
-    llm.update({"concurrency": AT_ONCE, "circuit_failures": 0})
+    llm.update({"concurrency": AT_ONCE, "circuit_failures": 0, "retry_budget": 0})
     with faulty(expert(), rate=0.2) as base_url:
         client = Client(backend_at(base_url, AT_ONCE), llm, {"ask_fact": "State it."})
         words = [f"land{index}" for index in range(CALLS)]
