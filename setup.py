@@ -49,6 +49,7 @@ EXTRAS = {
         "mypy",
         "types-requests",
     ],
+    "bench": ["openai"],  # its async client is the yardstick of experiments/bench/client_cpu.py
     "llama": ["llama-cpp-python[server]"],  # a real OpenAI-compatible server
 }
 
