@@ -72,8 +72,8 @@ class Asked:
     """All that a reply depends on.
 
     backend: the name of a backend, not its address: a server may move; with a digest where replies
-    depend on more than names. model: as configured, "" where the helper's name stands for it. is_structured:
-    the server was told the reply's form.
+    depend on more than names. model: as configured, "" where the helper's name stands for it.
+    is_structured: the server was told the reply's form.
     """
 
     backend: str
