@@ -233,6 +233,18 @@ def test_the_helpers_limits_are_not_the_judges(backend: JudgeBackend) -> None:
         judge.close()
 
 
+def test_a_verdict_is_not_asked_for_as_feedback_nor_with_the_helpers_key(
+    backend: JudgeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collab.llm.serve.FORMATS", ())  # it refuses every response_format
+    with serving(backend) as url:
+        config = judging(url)
+        config.llm.update({"structured": "on", "stream": True, "api_key_file": "/no/such/file"})
+        judge = Judge.from_config("judge", config)
+        assert judge.verdicts([leaking("elm")]) == [({0},)]
+        judge.close()
+
+
 # --- at start-up ---------------------------------------------------------------------------
 
 

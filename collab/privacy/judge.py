@@ -177,6 +177,8 @@ def _llm_of(settings: Any, llm: Any) -> Any:
         "backend", "base_url", "model", "api_key_env", "concurrency", "deadline_s", "reply_tokens"
     )})  # fmt: skip
     own.update({
+        # Verdicts are no feedback, and the helpers' key is not for the judge.
+        "structured": "off", "stream": False, "api_key_file": "",
         "temperature": 0.0, "cache": True, "replay": "off", "hedge_after_s": 0.0,
         "episode_deadline_s": 0.0, "requests_per_minute": 0, "tokens_per_minute": 0,
     })  # fmt: skip
