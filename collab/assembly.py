@@ -159,7 +159,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
         backend=backend,
         client=client,
         gate=gate,
-        panel=Panel.from_config(config, knowledge=task.knowledge),
+        panel=Panel.from_config(config, knowledge=task.knowledge, mesh=mesh),
         pool=pool,
         engine=Engine(policy, tokenizer, client, config, mesh, gate, pool),
     )

@@ -115,6 +115,8 @@ class Evaluator:
         candidates = {bias: Candidate("learned", Setting(threshold=bias)) for bias in biases}
         problems, label = self.a.task.problems(split), f"{split}, ask bias"
         made = self._episodes(list(candidates.values()), problems, label)
+        if self.a.panel.counts:
+            made, _ = self._judged(made, label)
         return {
             bias: [self._outcome("learned", episode, split) for episode in made[candidate]]
             for bias, candidate in candidates.items()

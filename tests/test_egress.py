@@ -18,8 +18,10 @@ from collab.privacy import audit
 from collab.privacy.detector import Detector
 from collab.rewards import score
 from collab.rollout.episodes import Job
+from collab.run import prepare
 from collab.strategies import Setting
 from collab.types import FIRST_REQUEST_ID, Episode, FeedbackKind, PrivateUnit, Problem, Status
+from fake_llm import JudgeBackend
 
 ROOT = Path(__file__).parents[1]
 UNIT = PrivateUnit("elm", "clinic")
@@ -58,6 +60,23 @@ def test_only_the_client_makes_a_sender_and_only_the_gate_a_screened_request() -
     assert calls("Screened") == {"privacy/gate.py"}
 
 
+def test_what_passes_an_open_gate_stays_or_is_for_the_judge() -> None:
+    """Two clients stand behind gates that are always off.
+
+    The teacher of the cold start is in this process. A judge is asked whether a text gives private
+    units away, and can't be without being shown them. So its address must be on this machine unless
+    `may_leave_machine` is set (test_config.py), and no proxy may lie between (test_judge.py). It
+    asks for nothing but verdicts, of episodes that are over.
+    """
+    assert calls("Client") == {"assembly.py", "privacy/judge.py"}
+    assert calls("Gate") == {"assembly.py", "rollout/engine.py", "privacy/judge.py"}
+    assert calls("screen") == {
+        "assembly.py", "evaluate.py", "rollout/engine.py", "privacy/judge.py",
+    }  # fmt: skip
+    assert calls("verdicts") == {"privacy/panel.py"}
+    assert calls("judged") == {"train.py", "evaluate.py"}
+
+
 def test_only_the_transport_opens_connections() -> None:
     """Servers listen; nothing else of ours may reach out."""
     users = set()
@@ -89,12 +108,19 @@ class Listening(ScriptedBackend):
         return Completion(f"HINT: at {messages[-1].content.split()[-2]}", 1, 1)
 
 
-def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], list[str]]:
-    """ask_first of a question that names the unit, and of one that doesn't."""
+def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], list[str], list[str]]:
+    """ask_first of a question that names the unit, and of one that doesn't, then the whole notes.
+
+    Returns them with what the helper heard, and what the judge did.
+    """
+    judge = JudgeBackend(lambda unit, request: False)
     task = tasks.make_task(config, str(folder / "data"))
     backend = Listening.from_config(config.llm, knowledge=task.knowledge, seed=0)
-    with serving(backend) as url:
+    with serving(backend) as url, serving(judge) as judge_url:
         config.llm.update({"backend": "openai", "base_url": url, "model": "scripted"})
+        config.privacy.judge.update(
+            {"mode": "log", "backend": "openai", "base_url": judge_url, "model": "judge"}
+        )
         config.privacy.gate = mode
         assembled = assemble(config, str(folder))
         jobs = [
@@ -105,8 +131,10 @@ def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], li
         evaluator = Evaluator(assembled, assembled.initial_params())
         candidate = Candidate("llm_alone", Setting(FIRST_REQUEST_ID))
         alone = evaluator._llm_alone([PROBLEM], [("",)], candidate, lambda count: None)
+        assembled.panel.judged([*made, *alone])
         assembled.close()
-    return [*made, *alone], backend.heard
+    told = [message.content for talk in judge.talks for message in talk]
+    return [*made, *alone], backend.heard, told
 
 
 @pytest.mark.parametrize(
@@ -120,7 +148,7 @@ def episodes_of(config: Any, folder: Path, mode: str) -> tuple[list[Episode], li
 def test_what_the_gate_lets_out_comes_back_and_is_scored(
     tiny_config: Any, tmp_path: Path, mode: str, sent: str, told: str, leaks: float
 ) -> None:
-    (first, clean, alone), heard = episodes_of(tiny_config, tmp_path, mode)
+    (first, clean, alone), heard, told_judge = episodes_of(tiny_config, tmp_path, mode)
     opening = first.segments[0]
     assert opening.feedback is not None
     assert (first.outgoing[0], opening.feedback.text) == (sent, told)
@@ -136,6 +164,18 @@ def test_what_the_gate_lets_out_comes_back_and_is_scored(
     outcomes = [line["outcome"] for line in audit.read(tmp_path / "audit.jsonl")]
     assert ("blocked" in outcomes) == (mode == "block")
     assert len(heard) == outcomes.count("sent")
+    # The judge is no helper: it is shown the units, and what is sent to it is in no audit log.
+    assert Detector([UNIT]).leaked(["\n".join(told_judge)]).any()
+
+
+def test_a_judge_elsewhere_is_refused_before_anything_compiles(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    tiny_config.privacy.judge.update(
+        {"mode": "log", "backend": "openai", "base_url": "http://192.0.2.1/v1", "model": "judge"}
+    )
+    with pytest.raises(ValueError, match="is not on this machine, and a judge is sent the private"):
+        prepare(tiny_config, str(tmp_path))
 
 
 def test_an_open_gate_leaves_no_log(tiny_config: Any, tmp_path: Path) -> None:

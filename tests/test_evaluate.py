@@ -29,6 +29,7 @@ from collab.evaluate import (
     learned_rates,
     outcome,
 )
+from collab.privacy.panel import Panel
 from collab.report import METRICS, Outcome
 from collab.rewards import score
 from collab.rollout.episodes import Job
@@ -346,6 +347,42 @@ def test_an_unknown_strategy_is_named(
     for call in calls:
         with pytest.raises(ValueError, match=r"strategy 'slm_cott' is unknown; the table has lear"):
             call()
+
+
+class AllSeeing:
+    """A judge that sees every unit in every request."""
+
+    def verdicts(self, episodes: Sequence[Episode], on_done: Any = None) -> list[Any]:
+        every = [frozenset(range(len(episode.problem.units))) for episode in episodes]
+        return [(units,) * len(e.outgoing) for e, units in zip(episodes, every, strict=True)]
+
+    def counters(self) -> dict[str, float]:
+        return dict.fromkeys(("usd", "failures", "unreadable"), 0.0)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_verdicts_of_a_judge_count_if_they_are_to_and_are_reported(
+    watched: tuple[Evaluator, Evaluation, Watch], tmp_path: Path, counts: bool
+) -> None:
+    evaluator = watched[0]
+    assembly = dataclasses.replace(evaluator.a, panel=Panel(AllSeeing(), counts=counts))
+    judged = Evaluator(assembly, evaluator.weights[TRAINED])
+    evaluation = judged.run(["cascade", "llm_alone", "ask_every_hop"])
+    assert evaluation.judge["judge/requests"] > 0
+    for name, episodes in evaluation.episodes.items():
+        assert [e.problem.uid for e in episodes] == uids(evaluator, "test")
+        assert all(e.judged is None for e in episodes) or counts
+        leaked = [o.leaked_units for o in evaluation.outcomes if o.strategy == name]
+        for episode, units in zip(episodes, leaked, strict=name != "slm_cot"):  # joined, not asked
+            everything = len(episode.problem.units) if episode.outgoing else 0
+            assert units == everything or not counts
+    path = tmp_path / "evaluation.json"
+    how: dict[str, Any] = {"chosen": {}, "config": {}, "seed": 0, "commit": "", "device": ""}
+    report.write_evaluation(path, [], **how, wall_s=0.0, judge=evaluation.judge)
+    assert json.loads(path.read_text())["judge"] == evaluation.judge
+    assert watched[1].judge == {}
+    report.write_evaluation(path, [], **how, wall_s=0.0, judge=watched[1].judge)
+    assert "judge" not in json.loads(path.read_text())
 
 
 def test_rows_go_through_json(watched: tuple[Evaluator, Evaluation, Watch], tmp_path: Path) -> None:

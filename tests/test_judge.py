@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -243,6 +244,17 @@ def test_a_verdict_is_not_asked_for_as_feedback_nor_with_the_helpers_key(
         judge = Judge.from_config("judge", config)
         assert judge.verdicts([leaking("elm")]) == [({0},)]
         judge.close()
+
+
+def test_the_helpers_key_is_not_the_judges(tmp_path: Path) -> None:
+    """Whatever key the helper has: a judge elsewhere must not be sent it."""
+    (tmp_path / "key").write_text("sk-of-the-helper")
+    backend = JudgeBackend(is_hinted)
+    with serving(backend, key="sk-of-the-helper") as url:
+        config = judging(url)
+        config.llm.update({"api_key_env": "", "api_key_file": str(tmp_path / "key")})
+        with pytest.raises(errors.HelperUnusable, match="the server asks for a key"):
+            Judge.from_config("judge", config)
 
 
 # --- at start-up ---------------------------------------------------------------------------

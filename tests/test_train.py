@@ -29,6 +29,8 @@ from collab.assembly import assemble
 from collab.checkpoint import Checkpointer
 from collab.config import default_config
 from collab.detectors import figures
+from collab.llm import errors
+from collab.llm.serve import serving
 from collab.metrics import Writers, read_jsonl
 from collab.rewards import score
 from collab.rl import batch as batch_module
@@ -37,6 +39,7 @@ from collab.train import Trainer
 from collab.types import FIRST_REQUEST_ID
 from conftest import TINY
 from episodes import NAMES, answer, ask, make_episode, think
+from fake_llm import FakeBackend, JudgeBackend
 
 COLD, LAST = 4, 8  # cold-start steps, and steps in all: one fits the head, three are iterations
 FIRST_RL = COLD + 1
@@ -251,6 +254,60 @@ def test_the_spend_of_a_resumed_run_goes_on(
         assert dollars == sorted(dollars) and dollars[0] > 0.0
     assert spent[broken[0]][0] >= spent[unbroken[0]][0]
     assert spent[broken[0]][-1] >= spent[unbroken[0]][-1]
+
+
+def test_verdicts_of_a_judge_are_part_of_the_reward_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that sees every unit in every request, and an audit judge that sees none."""
+    rated, units = list[float](), set[str]()
+    assign = train_module.assign
+
+    def spied(batch: Any, episodes: Any, terms: Any, **settings: Any) -> dict[str, float]:
+        for episode, term in zip(episodes, terms, strict=True):
+            assert term.leak == pytest.approx(1.0 if episode.outgoing else 0.0)
+            rated.append(term.leak)
+            units.update(unit.text for unit in episode.problem.units if episode.outgoing)
+        return assign(batch, episodes, terms, **settings)
+
+    monkeypatch.setattr(train_module, "assign", spied)
+    config = small_config()
+    config.rl.iterations = 1
+    all_seeing, blind = (JudgeBackend(lambda unit, text, says=s: says) for s in (True, False))
+    with serving(all_seeing) as judge_url, serving(blind) as audit_url:
+        for name, url in (("judge", judge_url), ("audit_judge", audit_url)):
+            config.privacy[name].update(
+                {"mode": "log", "backend": "openai", "base_url": url, "model": "judge"}
+            )
+        config.privacy.judge.mode = "reward"
+        assembly, _ = runs.train(config, tmp_path)
+        assembly.close()
+    line = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert 0.0 < line["leak"] == pytest.approx(np.mean(rated))
+    assert line["judge/requests"] == line["judge/audit_requests"] > 0
+    assert line["judge/no_verdict"] == line["judge/audit_no_verdict"] == 0
+    assert line["judge/both"] + line["judge/judge_only"] == line["judge/units"] > 0
+    assert line["judge/unaudited_only"] == line["judge/audit_units"] == line["judge/units"]
+    heard = "".join(message.content for talk in all_seeing.talks for message in talk)
+    assert units and all(text in heard for text in units)
+
+
+def test_training_goes_on_when_the_judge_is_down(tmp_path: Path) -> None:
+    config = small_config()
+    config.rl.iterations, config.llm.retries = 1, 0
+    config.privacy.judge.update({"mode": "reward", "backend": "openai", "model": "judge"})
+    broken = FakeBackend(errors.ServerFailed("out of memory"))
+    broken.helper_names = ("judge",)
+    with serving(broken) as url:
+        config.privacy.judge.base_url = url
+        assembly, trainer = runs.train(config, tmp_path)
+        assembly.close()
+    assert trainer.step == trainer.total
+    line = read_jsonl(tmp_path / "metrics.jsonl")[-1]
+    assert line["judge/no_verdict"] == line["judge/requests"] > 0
+    assert line["judge/failures"] > 0
+    assert line["judge/units"] == 0
+    assert line["alarms"] >= 1
 
 
 def test_dollars_stand_on_the_progress_line_once_there_are_any() -> None:

@@ -78,9 +78,17 @@ class Judge:
         self._gate = Gate("off")  # what the gate would hold back is what the judge has to see
 
     @classmethod
-    def from_config(cls, name: str, config: Any, *, knowledge: Knowledge | None = None) -> Judge:
+    def from_config(
+        cls,
+        name: str,
+        config: Any,
+        *,
+        knowledge: Knowledge | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> Judge:
         """The judge of `config.privacy[name]`, with a client of its own.
 
+        mesh: of the run, for a backend that computes on it; None = one device.
         Raises: ValueError or HelperUnusable that names the section, before anything compiles.
         """
         settings = config.privacy[name]
@@ -88,7 +96,11 @@ class Judge:
             _check_no_proxy(settings)
             llm = _llm_of(settings, config.llm)
             backend = make_backend(
-                settings.backend, llm, knowledge=knowledge, seed=config.task.world.seed
+                settings.backend,
+                llm,
+                knowledge=knowledge,
+                seed=config.task.world.seed,
+                mesh=mesh,
             )
             if jax.process_count() > 1 and not backend.is_local:
                 raise ValueError(

@@ -13,6 +13,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from collab.privacy.agreement import Agreement, compare
 from collab.privacy.detector import Detector
 from collab.privacy.judge import Judge, Verdict
@@ -47,11 +49,17 @@ class Panel:
         self._share = {JUDGE: judged_share, AUDIT: audited_share}
 
     @classmethod
-    def from_config(cls, config: Any, *, knowledge: Knowledge | None = None) -> Panel:
+    def from_config(
+        cls,
+        config: Any,
+        *,
+        knowledge: Knowledge | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> Panel:
         """The judges of `config.privacy` that are not off. Raises as `Judge.from_config` does."""
         settings = config.privacy
         judges = {
-            name: Judge.from_config(name, config, knowledge=knowledge)
+            name: Judge.from_config(name, config, knowledge=knowledge, mesh=mesh)
             for name in (JUDGE, AUDIT)
             if settings[name].mode != "off"
         }
