@@ -11,6 +11,7 @@ gradient to unlearn.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -289,4 +290,4 @@ def _some_notes(problem: Problem, rng: np.random.Generator) -> str:
 
 
 def _sentences(notes: str) -> list[str]:
-    return [part.strip() for part in notes.split(" .") if part.strip()]
+    return [part for part in re.split(r"\s*\.(?:\s+|$)", notes.strip()) if part]
