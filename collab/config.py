@@ -51,6 +51,14 @@ def default_config() -> ml_collections.ConfigDict:
                     "needed_share": 0.5,
                     "distractors": 3,  # private units a question that it does not need
                 },
+                "atlas": {
+                    "seed": 0,
+                    "min_population": 1_000_000,  # of a city in the questions; capitals always are
+                    "max_local_hops": 2,  # hops whose answer stands in the private notes
+                    "max_world_hops": 3,
+                    "held_out_share": 0.2,  # of facts, in no training question
+                    "leak_needed_share": 0.2,  # of questions that can't be asked without a unit
+                },
             },
             "tokenizer": {
                 "kind": "sentencepiece",  # byte, sentencepiece (trained on the task), gguf, hf

