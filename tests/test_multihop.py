@@ -178,12 +178,13 @@ def test_questions_that_count_once_or_not_at_all(tmp_path: pathlib.Path) -> None
     records = [multihop_files.musique(number) for number in range(100)]
     unanswerable = [record | {"answerable": False, "answer": "x"} for record in records]
     again = [record | {"answer": "y"} for record in records]
-    renamed = [record | {"id": f"other_{record['id']}"} for record in records]
+    twins = [(record, record | {"id": f"other_{record['id']}"}) for record in records]
     path = multihop_files.write(
-        tmp_path / "full", "MuSiQue", [*unanswerable, *records, *again, *renamed]
+        tmp_path / "full", "MuSiQue", [*unanswerable, *sum(twins, ()), *again]
     )
     problems = every(loaded(path, *sized(records)))
     assert sorted(p.question for p in problems) == sorted(r["question"] for r in records)
+    assert not any("other" in problem.uid for problem in problems)
     assert not {"x", "y"} & {answer for problem in problems for answer in problem.answers}
 
 

@@ -191,7 +191,7 @@ def test_trains_stops_resumes_and_evaluates_over_a_socket(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=step), lm, published)
 
 
-@pytest.mark.parametrize(("name", "share"), [("gsm", 0.8), ("fanout", 0.35)])
+@pytest.mark.parametrize(("name", "share"), [("gsm", 0.8), ("fanout", 0.35), ("atlas", 0.99)])
 def test_prompts_and_worked_solutions_fit_the_limits(name: str, share: float) -> None:
     config = load_config()
     config.task.name = name

@@ -10,7 +10,7 @@ import pytest
 
 from collab.assembly import Assembly, assemble
 from collab.config import default_config
-from collab.rl.traces import Synthesiser, TraceDoesNotFitError, TraceWriter, _shortened
+from collab.rl.traces import Synthesiser, TraceDoesNotFitError, TraceWriter, _shortened, _some_notes
 from collab.tasks.world import language
 from collab.train import longest_at
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Problem, Step, Trace
@@ -169,3 +169,16 @@ def test_the_curriculum_names_a_limit_for_every_step() -> None:
     curriculum = ((2, 64), (1, 128))
     assert [longest_at(step, curriculum) for step in range(5)] == [64, 64, 128, 0, 0]
     assert longest_at(0, ()) == 0
+
+
+@pytest.mark.parametrize(
+    "notes", ["i live in bel no . my film is ze lo .", "I live in Oslo. My film is Nosferatu."]
+)
+def test_an_overshared_request_carries_whole_sentences(notes: str) -> None:
+    problem = Problem("p", "?", ("x",), notes=notes)
+    whole = {sentence.strip(" .") for sentence in notes.split(". ")}
+    seen = set()
+    for seed in range(20):
+        carried = _some_notes(problem, np.random.default_rng(seed))
+        seen |= set(carried.removesuffix(" . ").split(" . "))
+    assert seen == whole
