@@ -179,8 +179,19 @@ def test_units_are_told_by_the_notes_and_lie_on_no_path_but_where_they_must(
         assert [unit.kind for unit in named] == (
             [problem.steps[0].query.rpartition(" ")[2]] if is_needed else []
         )
+        assert [unit for unit in problem.units if unit.is_needed] == named
         needed += is_needed
     assert 0.1 < needed / len(problems) < 0.3
+
+
+def test_only_what_is_told_by_name_is_mentioned(task: AtlasTask, problems: list[Problem]) -> None:
+    for problem in problems:
+        mentions = task.mentions(problem)
+        assert bool(mentions) != problem.steps[0].is_local
+        for mention in mentions:
+            assert mention.sort == "place"
+            assert task.atlas.type_of[mention.text] in (CITY, COUNTRY)
+            assert problem.question.count(mention.text) == 1
 
 
 def test_problems_do_not_depend_on_the_size_of_a_split(task: AtlasTask) -> None:

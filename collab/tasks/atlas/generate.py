@@ -38,13 +38,15 @@ class Generator:
         rng = np.random.default_rng([self._atlas.settings.seed, 2, SPLITS.index(split), index])
         reference, path = self._drawn(split, rng)
         values, friends_city = self._profile(reference, path, rng)
+        needed = reference if reference in PRIVATE_REFERENCES else None  # else no unit is sent
         return Problem(
             uid=f"atlas-{split}-{index}",
             question=language.question(self._atlas, path.head, reference, path.relations, rng),
             answers=self._atlas.spellings(path.entities[-1]),
             notes=language.note_lines(values, friends_city, rng),
             units=tuple(
-                PrivateUnit(values[kind], kind, weight) for kind, weight in SENSITIVITY.items()
+                PrivateUnit(values[kind], kind, weight, is_needed=kind == needed)
+                for kind, weight in SENSITIVITY.items()
             ),
             steps=tuple(self._steps(reference, path, values)),
         )

@@ -10,7 +10,9 @@ import numpy as np
 from collab.tasks.atlas import language
 from collab.tasks.atlas.generate import Generator
 from collab.tasks.atlas.geography import Atlas, Settings
+from collab.tasks.mentions import PLACE, Mention
 from collab.tasks.world.chains import ChainSolutions
+from collab.tasks.world.language import relation_of
 from collab.tasks.world.paths import SPLITS
 from collab.tasks.world.reading import WorldKnowledge
 from collab.types import Knowledge, Problem, Resolution, Step
@@ -45,6 +47,12 @@ class AtlasTask(ChainSolutions):
         if split not in self._problems:
             raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
         return self._problems[split]
+
+    def mentions(self, problem: Problem) -> Sequence[Mention]:
+        """The city or country that a question begins from by name; none for "my ..."."""
+        first = problem.steps[0]
+        found = relation_of(first.query, self.atlas.relations)
+        return [Mention(found[1], PLACE)] if found and not first.is_local else []
 
     def corpus(self) -> Sequence[str]:
         """Training notes, questions and steps, for a tokenizer."""
