@@ -263,7 +263,7 @@ def _judge() -> dict[str, Any]:
         "mode": "off",
         "backend": "local",  # a row of collab.llm.BACKENDS
         "base_url": "http://127.0.0.1:8001/v1",  # on this machine, unless may_leave_machine
-        "model": "",
+        "model": "",  # that the server has; of a local one its weights, "" = llm.local.weights
         "api_key_env": "",  # variable that holds the key; never the key
         "may_leave_machine": False,  # private units may be sent to another machine
         "judged_share": 1.0,  # of training questions whose episodes are judged, all of one or none

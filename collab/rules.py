@@ -216,7 +216,8 @@ def _check_judges(privacy: Any) -> None:
         "privacy.audit_judge.mode='log' has no judge to audit; try privacy.judge.mode='log'",
     )
     _require(
-        any(audit[key] != judge[key] for key in ("backend", "base_url", "model")),
+        any(audit[key] != judge[key] for key in ("backend", "model"))
+        or (judge.backend == "openai" and audit.base_url != judge.base_url),
         f"privacy.audit_judge.model={audit.model!r} is the judge itself; name another model, "
         "base_url or backend",
     )

@@ -219,6 +219,14 @@ def test_shares_are_at_most_one(path: str) -> None:
             "privacy.audit_judge.model='' is the judge itself; name another model, base_url or",
         ),
         (
+            {
+                "privacy.audit_judge.mode": "log",
+                "privacy.judge.mode": "log",
+                "privacy.judge.base_url": "http://127.0.0.1:9/v1",  # in process it has none
+            },
+            "privacy.audit_judge.model='' is the judge itself; name another model, base_url or",
+        ),
+        (
             {"llm.base_url": "http://me:secret@host/v1"},
             "llm.base_url must hold no user or password; put the key into the variable",
         ),

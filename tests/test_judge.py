@@ -265,6 +265,16 @@ def test_an_unreachable_judge_is_found_at_start_up() -> None:
         Judge.from_config("judge", judging("http://127.0.0.1:9/v1"))
 
 
+@pytest.mark.parametrize("model", ["", "gguf:no/such.gguf"])
+def test_a_local_judge_has_weights_of_its_own_or_the_helpers(model: str) -> None:
+    config = default_config()
+    config.llm.local.weights = "gguf:no/such_helper.gguf"
+    config.privacy.judge.model = model
+    wanted = "such.gguf" if model else "such_helper.gguf"
+    with pytest.raises(ValueError, match=rf"^privacy\.judge: .*no/{wanted}"):
+        Judge.from_config("judge", config)
+
+
 def test_an_unknown_backend_is_named_with_its_section() -> None:
     with pytest.raises(ValueError, match=r"^privacy\.audit_judge: .*'opnai' must be one of"):
         config = default_config()

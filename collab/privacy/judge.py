@@ -194,6 +194,8 @@ def _llm_of(settings: Any, llm: Any) -> Any:
         "temperature": 0.0, "cache": True, "replay": "off", "hedge_after_s": 0.0,
         "episode_deadline_s": 0.0, "requests_per_minute": 0, "tokens_per_minute": 0,
     })  # fmt: skip
+    if settings.backend == "local" and settings.model:
+        own.local.weights = settings.model
     for limits in own.budget.values():
         limits.update({"usd": 0.0, "requests": 0, "tokens": 0})
     own.budget.run.usd = settings.budget_usd
