@@ -362,7 +362,7 @@ class AllSeeing:
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_verdicts_of_a_judge_count_if_they_are_to_and_are_reported(
-    watched: tuple[Evaluator, Evaluation, Watch], tmp_path: Path, counts: bool
+    watched: tuple[Evaluator, Evaluation, Watch], counts: bool
 ) -> None:
     evaluator = watched[0]
     assembly = dataclasses.replace(evaluator.a, panel=Panel(AllSeeing(), counts=counts))
@@ -376,13 +376,7 @@ def test_verdicts_of_a_judge_count_if_they_are_to_and_are_reported(
         for episode, units in zip(episodes, leaked, strict=name != "slm_cot"):  # joined, not asked
             everything = len(episode.problem.units) if episode.outgoing else 0
             assert units == everything or not counts
-    path = tmp_path / "evaluation.json"
-    how: dict[str, Any] = {"chosen": {}, "config": {}, "seed": 0, "commit": "", "device": ""}
-    report.write_evaluation(path, [], **how, wall_s=0.0, judge=evaluation.judge)
-    assert json.loads(path.read_text())["judge"] == evaluation.judge
     assert watched[1].judge == {}
-    report.write_evaluation(path, [], **how, wall_s=0.0, judge=watched[1].judge)
-    assert "judge" not in json.loads(path.read_text())
 
 
 def test_rows_go_through_json(watched: tuple[Evaluator, Evaluation, Watch], tmp_path: Path) -> None:

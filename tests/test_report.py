@@ -189,6 +189,16 @@ def test_write_evaluation_round_trip(tmp_path: pathlib.Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["evaluation.json"]
 
 
+def test_figures_of_judges_are_written_where_there_are_any(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "evaluation.json"
+    for judge in ({"judge/requests": 3.0}, {}, None):
+        report.write_evaluation(
+            path, [], chosen={}, ask_bias={}, helpers={}, config={}, seed=0, commit="", device="",
+            wall_s=0.0, judge=judge,
+        )  # fmt: skip
+        assert json.loads(path.read_text()).get("judge") == (judge or None)
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text("old")
