@@ -351,7 +351,7 @@ def test_a_mesh_shares_the_work_while_the_caller_computes_on_it(
 def local_config(config: Any, source: str) -> Any:
     config.mesh.update({"data": 2, "fsdp": 1, "model": 2})
     config.llm.update({"backend": "local", "deadline_s": PATIENCE_S, "reply_tokens": 6})
-    config.llm.local.update({"weights": source, "context_tokens": 640, "rows": 4})
+    config.llm.local.update({"weights": source, "context_tokens": 1024, "rows": 4})
     validate(config)
     return config
 
@@ -410,7 +410,7 @@ def test_rows_must_suit_the_mesh_where_it_is_used(tiny_config: Any) -> None:
 
 def test_served_over_http_it_says_the_same(source: str, tiny_config: Any) -> None:
     """Without a task; the client sees one model, named local."""
-    tiny_config.llm.local.update({"weights": source, "context_tokens": 640, "rows": 2})
+    tiny_config.llm.local.update({"weights": source, "context_tokens": 1024, "rows": 2})
     backend = serve.task_backend("local", tiny_config, "no/such/folder")
     llm = tiny_config.llm
     with contextlib.closing(backend), serve.serving(backend) as url:
@@ -424,6 +424,6 @@ def test_served_over_http_it_says_the_same(source: str, tiny_config: Any) -> Non
         near = Client(backend, llm, {"ask": "State it."})
         in_process = near.submit(passed(request)).result(PATIENCE_S)
         assert (over_http.kind, over_http.text) == (in_process.kind, in_process.text)
-        too_long = HelpRequest("e", "ask", "x y " * 600, reply_tokens=8)
+        too_long = HelpRequest("e", "ask", "x y " * 900, reply_tokens=8)
         assert client.submit(passed(too_long)).result(PATIENCE_S).failure == "context_too_long"
         client.close()
