@@ -146,11 +146,6 @@ class FaultyServer(serve.Server):
             self._open.discard(request)
         super().close_request(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that close on us are what is wanted here; anything else is a bug."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
-
     def _open_port(self) -> None:
         while not self.is_ending.is_set():
             self.socket = socket.socket(self.address_family, self.socket_type)

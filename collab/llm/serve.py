@@ -79,6 +79,11 @@ class Server(ThreadingHTTPServer):
         self.backend, self.key = backend, key
         self.base_url = f"http://{host}:{self.server_address[1]}/v1"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is gone is no news; anything else is a bug, and is shown."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
 
 class _ProblemError(Exception):
     """Ends a request with an error body."""
