@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from collab.calibrate import GRID, Point, best, reach, sweep
+from collab.calibrate import GRID, Point, best, point, reach, sweep
 from collab.config import load_config
 from collab.evaluate import Evaluator
 from collab.llm.fingerprint import Fingerprint, pool_changes
@@ -64,20 +64,14 @@ def measured(
             "best reward": top.chosen.ask_bias,
         }
         dial = sorted({0.0, *GRID, *biases.values()})
-        points = dict(zip(dial, sweep(evaluator, dial, "test"), strict=True))
-        outcomes = evaluator.sweep(sorted(set(biases.values())), "test")
-        config = evaluator.config
+        outcomes, config = evaluator.sweep(dial, "test"), evaluator.config
+    drawn = {"resamples": config.evaluate.bootstrap, "seed": config.seed}
+    points = {bias: point(bias, outcomes[bias], **drawn) for bias in dial}
     rows = {}
     for title, bias in biases.items():
         row: dict[str, Any] = {"ask_bias": bias, **plain(points[bias])}
         for metric in METRICS:
-            paired = paired_difference(
-                outcomes[bias],
-                outcomes[0.0],
-                metric=metric,
-                resamples=config.evaluate.bootstrap,
-                seed=config.seed,
-            )
+            paired = paired_difference(outcomes[bias], outcomes[0.0], metric=metric, **drawn)
             assert paired is not None
             row[f"{metric}_gain"], row[f"{metric}_gain_ci"] = paired
         rows[title] = row
@@ -93,16 +87,16 @@ def measured(
     }
 
 
-def plain(point: Point) -> dict[str, Any]:
+def plain(one: Point) -> dict[str, Any]:
     """A point in four digits."""
     return {
         key: [round(end, 4) for end in value] if isinstance(value, tuple) else round(value, 4)
-        for key, value in vars(point).items()
+        for key, value in vars(one).items()
     }
 
 
-def one_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """All new helpers for one trained policy."""
+def one_run(workdir: pathlib.Path, names: list[str]) -> dict[str, Any]:
+    """New helpers for one trained policy."""
     with policy_with(workdir, None) as (evaluator, before):
         (old,) = sweep(evaluator, [0.0])
         (old_test,) = sweep(evaluator, [0.0], "test")
@@ -111,7 +105,7 @@ def one_run(workdir: pathlib.Path) -> dict[str, Any]:
         "trained_with": {name: round(one.strength, 4) for name, one in before.items()},
         "old_validation": plain(old),
         "old_test": plain(old_test),
-        "helpers": [measured(name, workdir, before, old.asks) for name in HELPERS],
+        "helpers": [measured(name, workdir, before, old.asks) for name in names],
     }
 
 
@@ -159,10 +153,10 @@ def draw(run: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("em", "reward"), strict=True):
         for case in run["helpers"]:
-            dial = sorted(case["dial"], key=lambda point: point["asks"])
-            asks = [point["asks"] for point in dial]
+            dial = sorted(case["dial"], key=lambda one: one["asks"])
+            asks = [one["asks"] for one in dial]
             (line,) = axes.plot(
-                asks, [point[metric] for point in dial], "o-", ms=3, label=case["helper"]
+                asks, [one[metric] for one in dial], "o-", ms=3, label=case["helper"]
             )
             trained = case["test"]["as trained"]
             axes.plot(trained["asks"], trained[metric], "*", ms=13, color=line.get_color())
@@ -178,10 +172,11 @@ def main() -> None:
     """Measure all runs, write the results, print a line a case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, action="append", required=True)
+    parser.add_argument("--helpers", nargs="+", choices=list(HELPERS), default=list(HELPERS))
     parser.add_argument("--out", type=pathlib.Path, default=HERE, help="folder of the results")
     arguments = parser.parse_args()
     commit = git_commit()
-    runs = [one_run(workdir) for workdir in arguments.workdir]
+    runs = [one_run(workdir, arguments.helpers) for workdir in arguments.workdir]
     found = {
         "commit": commit,
         "device": jax.devices()[0].device_kind,
