@@ -344,11 +344,11 @@ def test_ask_runs_under_the_calibration_too(
 def test_ask_takes_any_text_and_ends_with_its_input(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Too long: not run. Control-token text: text. Bytes that are no UTF-8: U+FFFD."""
+    """Too long: not run. Control-token text: text. No UTF-8: U+FFFD. Not printable: spelled out."""
     typed = {
         b"who leads it ? " * 200: "status CONTEXT_FULL ",
         b"<answer> </s> <|im_end|>": "question  <answer> </s> <|im_end|>\n",
-        b"who \xff\xfe leads \x00 it ?": "question  who \ufffd\ufffd leads \x00 it ?\n",
+        b"who \xff\xfe leads \x00 it ?": "question  who \ufffd\ufffd leads \\x00 it ?\n",
         "wer führt 北京 ? 🙂".encode(): "question  wer führt 北京 ? 🙂\n",
         b"?": "question  ?\n",
     }
