@@ -19,13 +19,13 @@ import jax
 from collab import calibrate as calibration
 from collab import helpers, plots, report, sharding
 from collab.assembly import Assembly, assemble
-from collab.checkpoint import Checkpointer, StopFlag, install_signal_handlers
-from collab.config import flatten
+from collab.checkpoint import StopFlag, install_signal_handlers
 from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.llm.probe import USUAL_REQUESTS
 from collab.metrics import make_writers
 from collab.privacy import presidio
+from collab.restore import Restored, check_same_run, restored, source_of, write_config
 from collab.rewards import score
 from collab.rl import load_objective
 from collab.rollout.episodes import Job
@@ -33,7 +33,7 @@ from collab.rules import validate
 from collab.samples import describe
 from collab.strategies import Setting
 from collab.train import Trainer
-from collab.types import Params, PrivateUnit, Problem
+from collab.types import PrivateUnit, Problem
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     if checkpoint:
         raise ValueError("--checkpoint is for the other modes; training resumes by itself")
     started, commit = time.monotonic(), report.git_commit()
-    _check_same_run(config, pathlib.Path(workdir), is_resumed=True)
-    _write_config(config, pathlib.Path(workdir))
+    check_same_run(config, pathlib.Path(workdir), is_resumed=True)
+    write_config(config, pathlib.Path(workdir))
     stop = install_signal_handlers()
     try:
         assembly = assemble(config, workdir)
@@ -168,7 +168,7 @@ def probe(config: Any, workdir: str, checkpoint: str) -> None:
     with contextlib.closing(assembly):
         requests = config.llm.probe.requests or USUAL_REQUESTS
         assembly, found = helpers.probed(
-            assembly, _source(workdir, checkpoint), requests=requests, keeps=True
+            assembly, source_of(workdir, checkpoint), requests=requests, keeps=True
         )
     print(helpers.table(assembly.fingerprints))
     if found["changes"] is not None and not found["changes"]:
@@ -229,102 +229,6 @@ def _units(notes: str, recognisers: str) -> tuple[PrivateUnit, ...]:
     parts = re.split(r"\.(?:\s|$)", notes)  # no period within an address or a number
     sentences = [PrivateUnit(part.strip(), "note") for part in parts if part.strip()]
     return (*sentences, *(presidio.find_units(notes) if recognisers else ()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A trained policy with all that runs it. reference: parameters after the cold start.
-
-    helpers: what `collab.helpers.probed` found.
-    """
-
-    assembly: Assembly
-    params: Params
-    reference: Params
-    step: int
-    helpers: dict[str, Any]
-
-
-def _source(workdir: str, checkpoint: str) -> pathlib.Path:
-    """The folder of the training: workdir, unless --checkpoint names another."""
-    is_folder = bool(checkpoint) and checkpoint != "best" and not checkpoint.isdigit()
-    return pathlib.Path(checkpoint if is_folder else workdir)
-
-
-def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
-    """A checkpoint's policy; the helpers are probed, where config says so."""
-    source = _source(workdir, checkpoint)
-    if not (source / "checkpoints").is_dir():
-        raise ValueError(
-            f"no checkpoints in {source}; train first, or name a run's folder by --checkpoint"
-        )
-    if not (source / "tokenizer").is_dir():
-        raise ValueError(f"no tokenizer in {source}; it is not the folder of a run")
-    _check_same_run(config, source, is_resumed=False)
-    settings = config.checkpoint
-    with contextlib.closing(
-        Checkpointer(source / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
-    ) as checkpointer:
-        steps = checkpointer.steps()
-        if not steps:
-            raise ValueError(f"no checkpoint in {source} is finished; train first")
-        step = int(checkpoint) if checkpoint.isdigit() else None
-        if checkpoint == "best":
-            step = checkpointer.best_step()
-            if step is None:
-                raise ValueError(f"--checkpoint=best: no step in {source} has a figure; {steps}")
-        if step not in (None, *steps):
-            raise ValueError(f"--checkpoint={step} is not in {source}; there are {steps}")
-        assembly = assemble(config, str(source))
-        assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
-        trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
-        kept = checkpointer.restore(step, like=trainer.steps.checkpoint_layout())
-    assert kept is not None  # there are steps
-    _log.info("checkpoint step %d of %s", kept.step, source)
-    assembly, probed = helpers.probed(assembly, source, requests=config.llm.probe.requests)
-    params, reference = kept.state["learner"].params, kept.state["reference"]
-    return Restored(assembly, params, reference, kept.step, probed)
-
-
-# Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
-FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
-FIXED_BY_CHECKPOINT = ("model.preset", "model.helper_features")
-FIXED_BY_RUN = ("task.name", "task.world.", "task.privatise.")
-FIXED_BY_PROGRESS = ("seed", "cold_start.steps")
-
-
-def _check_same_run(config: Any, folder: pathlib.Path, *, is_resumed: bool) -> None:
-    """Raise ValueError if what stands in a run's folder was made with another config.
-
-    is_resumed: training goes on in it, so that the task, too, must be the same.
-    """
-    if not (folder / "config.json").is_file() or not (folder / "tokenizer").is_dir():
-        return
-    has_trained = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
-    fixed = FIXED_BY_TOKENIZER + (FIXED_BY_CHECKPOINT if has_trained else ())
-    if is_resumed:
-        fixed += FIXED_BY_RUN + (FIXED_BY_PROGRESS if has_trained else ())
-    saved = _comparable(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    leaves = _comparable(json.loads(config.to_json_best_effort()))
-    for path, now in leaves.items():
-        before = saved.get(path, now)  # a key that is newer than the run
-        if path.startswith(fixed) and before != now:
-            raise ValueError(
-                f"{path}={now!r}, but what stands in {folder} was made with {path}={before!r}; "
-                "set it back, or name a new --workdir"
-            )
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """Leaves by path; of the requests only their names, since their wording may change."""
-    return flatten({**config, "requests": sorted(config["requests"])})
-
-
-def _write_config(config: Any, folder: pathlib.Path) -> None:
-    if sharding.is_first_process():
-        temporary = folder / "config.json.tmp"
-        temporary.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / "config.json")
 
 
 def _publish(

@@ -25,6 +25,7 @@ LAYERS = (
     },
     {"assembly", "detectors", "samples", "report", "plots", "rl.steps"},
     {"train", "evaluate", "calibrate", "helpers"},
+    {"restore"},
     {"run", "main"},
 )
 PURE = (

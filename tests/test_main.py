@@ -23,7 +23,7 @@ import ml_collections
 import pytest
 
 import runs
-from collab import main, run
+from collab import main, restore, run
 from collab.config import default_config
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
@@ -434,9 +434,9 @@ def test_what_a_run_may_change(trained: tuple[Path, str, str]) -> None:
     config = short_config()
     config.rl.iterations, config.log.samples, config.llm.backend = 9, 7, "openai"
     config.requests.ask_fact = "Other words."
-    run._check_same_run(config, trained[0] / "run", is_resumed=True)
+    restore.check_same_run(config, trained[0] / "run", is_resumed=True)
     config.task.name, config.seed = "gsm", 4  # a policy may be evaluated on another task
-    run._check_same_run(config, trained[0] / "run", is_resumed=False)
+    restore.check_same_run(config, trained[0] / "run", is_resumed=False)
 
 
 @pytest.mark.parametrize("mode", ["train", "evaluate"])
@@ -464,6 +464,6 @@ def test_a_first_start_that_failed_leaves_nothing_in_the_way(tmp_path: Path) -> 
     config.model.preset = "huge"
     assert "model.preset='huge' must be one of" in refused(config, tmp_path)
     config.model.preset, config.seed = "tiny", 3
-    run._check_same_run(config, tmp_path, is_resumed=True)
+    restore.check_same_run(config, tmp_path, is_resumed=True)
     config.tokenizer.kind = "byte"
     assert "tokenizer.kind='byte', but what stands in" in refused(config, tmp_path)

@@ -22,7 +22,6 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from collab import run
 from collab.config import load_config
 from collab.llm import Backend, prompts
 from collab.llm.attacks import ATTACKS, FAMILIES
@@ -31,6 +30,7 @@ from collab.llm.injection import InjectingBackend
 from collab.privacy.gate import Gate, Screened
 from collab.progress import progress
 from collab.report import bootstrap_interval, git_commit
+from collab.restore import restored
 from collab.rewards import score
 from collab.rollout.episodes import Job
 from collab.strategies import Setting
@@ -105,8 +105,8 @@ def measure(folder: pathlib.Path, config: Any, count: int, values: Values) -> No
     """Add the episodes of one run's policies, under every attack and gate, to `values`."""
     config.log.update({"tensorboard": False, "wandb_project": ""})
     with tempfile.TemporaryDirectory() as workdir:
-        restored = run.restored(config, workdir, str(folder))
-        assembly, params = restored.assembly, restored.params
+        run = restored(config, workdir, str(folder))
+        assembly, params = run.assembly, run.params
     engine, problems = assembly.engine, assembly.task.problems("test")[:count]
     helpers = assembly.pool.draw(len(problems), np.random.default_rng(0))
     setting = Setting(kind=len(engine.names) - 1)

@@ -23,7 +23,8 @@ from collab.config import load_config
 from collab.evaluate import Evaluator
 from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.report import git_commit, paired_difference
-from collab.run import prepare, restored
+from collab.restore import restored
+from collab.run import prepare
 
 HERE = pathlib.Path(__file__).parent
 HELPERS = {

@@ -1,0 +1,120 @@
+"""What stands in a run's folder: its config, and a trained policy, read back to be used.
+
+A folder is refused where it was made with another config than the one given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+from typing import Any
+
+from collab import helpers, sharding
+from collab.assembly import Assembly, assemble
+from collab.checkpoint import Checkpointer
+from collab.config import flatten
+from collab.metrics import make_writers
+from collab.train import Trainer
+from collab.types import Params
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained policy with all that runs it. reference: parameters after the cold start.
+
+    helpers: what `collab.helpers.probed` found.
+    """
+
+    assembly: Assembly
+    params: Params
+    reference: Params
+    step: int
+    helpers: dict[str, Any]
+
+
+def source_of(workdir: str, checkpoint: str) -> pathlib.Path:
+    """The folder of the training: workdir, unless --checkpoint names another."""
+    is_folder = bool(checkpoint) and checkpoint != "best" and not checkpoint.isdigit()
+    return pathlib.Path(checkpoint if is_folder else workdir)
+
+
+def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
+    """A checkpoint's policy; the helpers are probed, where config says so."""
+    source = source_of(workdir, checkpoint)
+    if not (source / "checkpoints").is_dir():
+        raise ValueError(
+            f"no checkpoints in {source}; train first, or name a run's folder by --checkpoint"
+        )
+    if not (source / "tokenizer").is_dir():
+        raise ValueError(f"no tokenizer in {source}; it is not the folder of a run")
+    check_same_run(config, source, is_resumed=False)
+    settings = config.checkpoint
+    with contextlib.closing(
+        Checkpointer(source / "checkpoints", keep=settings.keep, best_metric=settings.best_metric)
+    ) as checkpointer:
+        steps = checkpointer.steps()
+        if not steps:
+            raise ValueError(f"no checkpoint in {source} is finished; train first")
+        step = int(checkpoint) if checkpoint.isdigit() else None
+        if checkpoint == "best":
+            step = checkpointer.best_step()
+            if step is None:
+                raise ValueError(f"--checkpoint=best: no step in {source} has a figure; {steps}")
+        if step not in (None, *steps):
+            raise ValueError(f"--checkpoint={step} is not in {source}; there are {steps}")
+        assembly = assemble(config, str(source))
+        assembly = dataclasses.replace(assembly, workdir=pathlib.Path(workdir))
+        trainer = Trainer(assembly, make_writers(config.log, workdir), lambda step: False)
+        kept = checkpointer.restore(step, like=trainer.steps.checkpoint_layout())
+    assert kept is not None  # there are steps
+    _log.info("checkpoint step %d of %s", kept.step, source)
+    assembly, probed = helpers.probed(assembly, source, requests=config.llm.probe.requests)
+    params, reference = kept.state["learner"].params, kept.state["reference"]
+    return Restored(assembly, params, reference, kept.step, probed)
+
+
+# Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
+FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
+FIXED_BY_CHECKPOINT = ("model.preset", "model.helper_features")
+FIXED_BY_RUN = ("task.name", "task.path", "task.world.", "task.privatise.", "task.atlas.")
+FIXED_BY_PROGRESS = ("seed", "cold_start.steps")
+
+
+def check_same_run(config: Any, folder: pathlib.Path, *, is_resumed: bool) -> None:
+    """Raise ValueError if what stands in a run's folder was made with another config.
+
+    is_resumed: training goes on in it, so that the task, too, must be the same.
+    """
+    if not (folder / "config.json").is_file() or not (folder / "tokenizer").is_dir():
+        return
+    has_trained = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    fixed = FIXED_BY_TOKENIZER + (FIXED_BY_CHECKPOINT if has_trained else ())
+    if is_resumed:
+        fixed += FIXED_BY_RUN + (FIXED_BY_PROGRESS if has_trained else ())
+    saved = _comparable(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    leaves = _comparable(json.loads(config.to_json_best_effort()))
+    for path, now in leaves.items():
+        before = saved.get(path, now)  # a key that is newer than the run
+        if path.startswith(fixed) and before != now:
+            raise ValueError(
+                f"{path}={now!r}, but what stands in {folder} was made with {path}={before!r}; "
+                "set it back, or name a new --workdir"
+            )
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Leaves by path; of the requests only their names, since their wording may change."""
+    return flatten({**config, "requests": sorted(config["requests"])})
+
+
+def write_config(config: Any, folder: pathlib.Path) -> None:
+    """Keep the config beside what is made with it."""
+    if sharding.is_first_process():
+        temporary = folder / "config.json.tmp"
+        temporary.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / "config.json")
