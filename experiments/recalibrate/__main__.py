@@ -133,7 +133,8 @@ def claims(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             **where,
         },
         {
-            "claim": "under the bias of best validation reward, test reward is in no case shown to be below bias 0",
+            "claim": "under the bias of best validation reward, test reward is in no case shown to "
+            "be below bias 0",
             "figure": round(gain(least), 4),
             "ci": least[1]["test"]["best reward"]["reward_gain_ci"],
             "holds": least[1]["test"]["best reward"]["reward_gain_ci"][1] >= 0.0,
