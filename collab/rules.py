@@ -173,6 +173,10 @@ def _check_help(config: Any) -> None:
         spoiled <= 1,
         f"llm.weaken: drop+shorten+wrong={spoiled:g} must be at most 1; lower one",
     )
+    _require(
+        "strength" not in config.model.helper_features or llm.probe.requests > 0,
+        "model.helper_features: strength is measured by the probe; try llm.probe.requests=36",
+    )
     parts = config.mesh.data * config.mesh.fsdp
     _require(
         llm.backend != "local" or llm.local.rows % parts == 0,

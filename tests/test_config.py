@@ -147,6 +147,11 @@ def test_shares_are_at_most_one(path: str) -> None:
             "llm.helpers.a.hops='two' must be of type int, as in llm.scripted; try 3",
         ),
         ({"llm.helpers": {"a": {"weight": "2"}}}, "llm.helpers.a.weight='2' must be of type float"),
+        (
+            {"model.helper_features": ("strength",)},
+            "model.helper_features: strength is measured by the probe; try llm.probe.requests=36",
+        ),
+        ({"llm.weaken.drop": 0.6, "llm.weaken.wrong": 0.6}, "drop+shorten+wrong=1.2 must be at mo"),
         ({"llm.helpers": {"a": {"hops": True}}}, "llm.helpers.a.hops=True must be of type int"),
         (
             {"llm.backend": "openai", "llm.helpers": {}},
