@@ -87,10 +87,10 @@ def test_only_the_transport_opens_connections() -> None:
             if {name.split(".")[0] for name in names} & {"requests", "urllib3", "http", "socket"}:
                 users.add(path.relative_to(ROOT / "collab").as_posix())
     assert users <= {
-        "llm/connections.py", "llm/transport.py", "llm/serve.py", "llm/faults.py",
+        "llm/clocked.py", "llm/transport.py", "llm/serve.py", "llm/faults.py",
         "llm/fault_table.py",
     }  # fmt: skip
-    assert calls("connected") == {"llm/transport.py"}
+    assert calls("pool_to") == calls("urlopen") == {"llm/transport.py"}
 
 
 # --- engine and evaluation, to a server that keeps what it gets ------------------------------

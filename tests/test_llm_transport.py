@@ -12,8 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import urllib3
 
 from collab.llm import errors
 from collab.llm.transport import MAX_BODY_BYTES, MAX_STREAM_BYTES, Answer, Transport
@@ -120,6 +122,12 @@ def ask(transport: Transport, url: str, deadline_s: float = FAR_S) -> Answer:
     return transport.exchange("GET", url, deadline_s=deadline_s)
 
 
+def kept(pool: urllib3.HTTPConnectionPool) -> list[Any]:
+    """The open connections that wait for another request."""
+    places = pool.pool.queue if pool.pool else []
+    return [connection for connection in places if connection and not connection.is_closed]
+
+
 @pytest.fixture
 def transport() -> Iterator[Transport]:
     made = Transport(connections=2, key=KEY)
@@ -156,16 +164,16 @@ def test_no_more_connections_stay_open_than_wanted_and_none_after_closing() -> N
             thread.start()
         for thread in threads:
             thread.join()
-        (route,) = transport._routes.values()
-        assert (greeter.connections, len(route.idle)) == (4, 2)
+        (pool,) = transport._pools.values()
+        assert (greeter.connections, len(kept(pool))) == (4, 2)
         transport.close()
-        assert not route.idle
+        assert not kept(pool)
         barrier.reset()
         extra = [threading.Thread(target=barrier.wait, args=(FAR_S,)) for _ in range(3)]
         for thread in extra:
             thread.start()
         assert ask(transport, f"http://{place}/").body == b"hello"
-        assert not route.idle
+        assert not transport._pools
 
 
 def test_every_request_has_an_id_of_its_own_and_no_cookie(transport: Transport) -> None:
@@ -222,6 +230,124 @@ def test_an_encoded_body_is_decoded_up_to_the_limit(transport: Transport) -> Non
             ask(transport, f"http://{place}/")
 
 
+# --- replies on the wire -------------------------------------------------------------------
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def saying(data: bytes) -> Talk:
+    def talk(connection: socket.socket) -> None:
+        head_of(connection)
+        for index in range(0, len(data), 7):  # in pieces
+            connection.sendall(data[index : index + 7])
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        OK + b"Content-Length: 5, 5\r\n\r\nhello",
+        OK + b"\r\nhello",  # to the end
+        OK.replace(b"1.1", b"1.0") + b"Content-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200\nContent-Length: 5\n\nhello",
+        CHUNKED + b"2\r\nhe\r\n3;a=b\r\nllo\r\n0\r\nX-Sum: 1\r\n\r\n",
+        OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ],
+)
+def test_bodies_end_where_http_says(transport: Transport, data: bytes) -> None:
+    with listening(saying(data)) as place:
+        assert ask(transport, f"http://{place}/").body == b"hello"
+
+
+LOST, BAD = errors.ConnectionFailed, errors.Malformed
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", LOST),
+        (b"SSH-2.0-OpenSSH\r\n", LOST),
+        (b"HTTP/2 200\r\n\r\n", LOST),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", LOST),
+        (OK + b"x" * 2**17, LOST),
+        (OK + b"Content-Length: 5\r\n\r\nhell", LOST),
+        (OK + b"Content-Length: 5, 6\r\n\r\nhello", BAD),
+        (CHUNKED + b"5\r\nhell", LOST),
+        (CHUNKED + b"5\r\nhello\r\n", LOST),
+        (CHUNKED + b"\r\n", LOST),
+        (CHUNKED + b"5" * 2**17, LOST),
+        (CHUNKED + b"-5\r\nhello\r\n", BAD),
+        # The reply itself comes next, and must not be taken for another request's.
+        (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n", BAD),
+    ],
+)
+def test_what_is_no_reply_has_its_type_and_ends_its_connection(
+    transport: Transport, data: bytes, expected: type[errors.HelpError]
+) -> None:
+    with listening(saying(data)) as place:
+        with pytest.raises(errors.HelpError) as caught:
+            ask(transport, f"http://{place}/")
+        assert type(caught.value) is expected
+        assert not any(kept(pool) for pool in transport._pools.values())
+
+
+def test_what_follows_a_reply_is_nobodys(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two replies in one TLS record: the second is decrypted with the first, and waits there."""
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(CERTIFICATE))
+    long = b"x" * 2**13  # so that reading it whole takes nothing of what follows
+
+    def talk(connection: socket.socket) -> None:
+        while True:
+            head_of(connection)
+            first = OK + b"Content-Length: %d\r\n\r\n%b" % (len(long), long)
+            connection.sendall(first + OK + b"Content-Length: 5\r\n\r\nstray")
+
+    with listening(talk, is_secure=True) as place:
+        for _ in range(3):
+            assert ask(transport, f"https://{place}/").body == long
+
+
+def test_a_deadline_ends_the_reading_of_many_headers_too(transport: Transport) -> None:
+    def drip(connection: socket.socket) -> None:
+        head_of(connection)
+        while True:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            time.sleep(0.02)
+
+    with listening(drip) as place:
+        started_s = time.monotonic()
+        with pytest.raises(errors.TimedOut):
+            ask(transport, f"http://{place}/", 0.3)
+        assert time.monotonic() - started_s < 3.0
+
+
+def test_addresses_that_do_not_answer_share_the_deadline(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        for _ in range(4):  # then the kernel answers nobody
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", full.getsockname())]
+        monkeypatch.setattr("collab.llm.clocked.CONNECT_S", 0.2)
+        real = socket.getaddrinfo
+
+        def resolved(host: str, *rest: Any) -> Any:
+            return found * 20 if host == "helper.invalid" else real(host, *rest)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolved)
+        started_s = time.monotonic()
+        with pytest.raises(errors.TimedOut):
+            ask(transport, "http://helper.invalid/", 0.5)
+        assert time.monotonic() - started_s < 3.0
+
+
 # --- TLS and proxies -----------------------------------------------------------------------
 
 
@@ -266,7 +392,7 @@ def test_a_proxy_is_asked_for_the_whole_url(
     (head,) = proxy.heads
     assert head.startswith("GET http://helper.invalid:81/v1/models HTTP/1.1\r\n")
     assert "Host: helper.invalid:81\r\n" in head
-    assert "Proxy-Authorization" not in head
+    assert "proxy-authorization" not in head.lower()
 
 
 def test_a_proxy_with_a_password_gets_it_and_no_error_shows_it(
@@ -276,7 +402,7 @@ def test_a_proxy_with_a_password_gets_it_and_no_error_shows_it(
     with listening(proxy) as place:
         monkeypatch.setenv("HTTP_PROXY", f"http://us%40er:hunter2@{place}")
         ask(transport, "http://helper.invalid/")
-    assert "Proxy-Authorization: Basic dXNAZXI6aHVudGVyMg==\r\n" in proxy.heads[0]
+    assert "\r\nproxy-authorization: Basic dXNAZXI6aHVudGVyMg==\r\n" in proxy.heads[0]
     with pytest.raises(errors.ConnectionFailed) as caught:
         ask(transport, "http://helper.invalid/")
     assert "hunter2" not in str(caught.value) + repr(vars(transport))
@@ -302,9 +428,9 @@ def test_https_goes_through_a_tunnel_that_sees_no_key(
             assert ask(transport, f"https://{place}/v1/models").body == b"hello"
         transport.close()
     (asked,) = proxy.heads
-    assert asked.startswith(f"CONNECT {place} HTTP/1.1\r\n")
-    assert "Proxy-Authorization: Basic " in asked and KEY not in asked
-    assert all(KEY in head and "Proxy-Authorization" not in head for head in greeter.heads)
+    assert asked.startswith(f"CONNECT {place} HTTP/1.")
+    assert "proxy-authorization: Basic " in asked and KEY not in asked
+    assert all(KEY in head and "proxy-auth" not in head.lower() for head in greeter.heads)
     assert greeter.heads[0].startswith("GET /v1/models HTTP/1.1\r\n")
 
 
@@ -392,8 +518,8 @@ def test_a_stream_goes_to_its_watcher_and_its_connection_is_used_again(
             assert (answer.is_stream, answer.is_late, answer.body, seen) == (
                 True, False, b"", b"onetwo",
             )  # fmt: skip
-        (route,) = transport._routes.values()
-        assert len(route.idle) == 1
+        (pool,) = transport._pools.values()
+        assert len(kept(pool)) == 1
 
 
 def test_a_watcher_ends_the_reading_at_once_or_after_its_patience(transport: Transport) -> None:
@@ -403,8 +529,8 @@ def test_a_watcher_ends_the_reading_at_once_or_after_its_patience(transport: Tra
             answer, seen = watched(transport, place, patience_s)
             assert (answer.is_late, seen) == (False, b"one")
             assert patience_s <= time.monotonic() - started_s < 5.0
-        (route,) = transport._routes.values()
-        assert not route.idle  # nobody may read the rest as a reply to another request
+        (pool,) = transport._pools.values()
+        assert not kept(pool)  # nobody may read the rest as a reply to another request
 
 
 def test_a_stream_that_goes_on_is_late_at_the_deadline(transport: Transport) -> None:
