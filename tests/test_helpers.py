@@ -26,7 +26,8 @@ def test_without_requests_nothing_is_asked(assembly: Assembly, tmp_path: Path) -
 
 def test_every_helper_of_the_pool_has_a_fingerprint(assembly: Assembly, tmp_path: Path) -> None:
     probed, told = helpers.probed(assembly, tmp_path, requests=12, keeps=True)
-    assert probed.fingerprints.keys() == assembly.helpers.keys() == told["fingerprints"].keys()
+    assert probed.fingerprints.keys() == assembly.pool.weights.keys() == told["fingerprints"].keys()
+    assert probed.engine.pool.strength == {n: f.strength for n, f in probed.fingerprints.items()}
     strengths = {name: one.strength for name, one in probed.fingerprints.items()}
     assert strengths["one_hop"] < strengths["two_hops"] < strengths["three_hops"] == 1.0
     assert load(tmp_path / helpers.FILE) == probed.fingerprints

@@ -330,8 +330,9 @@ def test_the_text_of_a_reply_moves_nothing(tiny_config: Any, kind: FeedbackKind)
         for f, text in enumerate(["an honest reply", attack]):
             ids, _ = engine.tokenizer.feedback(kind, text, R)
             row_F[f], count_F[f], tokens_FR[f, : len(ids)] = f, len(ids), ids
+        helper_FE = np.zeros((2, engine.limits.helper_features), np.float32)
         is_back_F = np.full(2, kind is FeedbackKind.CLARIFY)
-        rows = feed(params, waiting, Replies(row_F, tokens_FR, count_F, is_back_F))
+        rows = feed(params, waiting, Replies(row_F, tokens_FR, count_F, is_back_F, helper_FE))
         kept = ("cache", "tokens_BT", "length_B")
         for field in dataclasses.fields(rows):
             value = getattr(rows, field.name)

@@ -362,7 +362,7 @@ def test_a_rollout_asks_it_and_nothing_leaves_the_machine(
     config = local_config(tiny_config, source)
     config.llm.temperature = 1.0
     assembled = assembly.assemble(config, str(tmp_path))
-    assert assembled.helpers == {"": 1.0}  # the table of helpers is the scripted expert's
+    assert assembled.pool.weights == {"": 1.0}  # the table of helpers is the scripted expert's
     assert assembled.helper == "local"
     jobs = [
         Job(Problem("p", f"who is {index} ?", ("x",)), (0, index, 0), "ask_first")

@@ -271,7 +271,7 @@ def test_compilations_are_seen() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task.name": "gms"}, "task.name='gms' must be one of world, gsm"),
+        ({"task.name": "gms"}, "task.name='gms' must be one of world"),
         (
             {"task.name": "gsm", "task.path": "/no/such.jsonl"},
             "task.path='/no/such.jsonl' must be a GSM8K JSONL file or a folder",

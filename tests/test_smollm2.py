@@ -121,9 +121,9 @@ class RecordingEvaluator(Evaluator):
 
     seen: ClassVar[list[tuple[Any, Any]]] = []
 
-    def __init__(self, assembly: Any, params: Any, cold: Any) -> None:
+    def __init__(self, assembly: Any, params: Any, cold: Any, **settings: Any) -> None:
         self.seen.append(jax.device_get((params, cold)))
-        super().__init__(assembly, params, cold)
+        super().__init__(assembly, params, cold, **settings)
 
 
 @pytest.fixture(scope="module")
