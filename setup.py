@@ -13,7 +13,8 @@ CORE = [
     "sentencepiece",
     "ml-collections",
     "absl-py",
-    "requests",
+    "requests",  # its rules for proxies and certificates
+    "urllib3>=2.6,<3",  # pools of connections to a helper; 2.6 bounds what a gzip may unpack to
     "numpy",
     "tqdm",  # progress lines with an ETA
     "matplotlib",  # every evaluation ends in plots

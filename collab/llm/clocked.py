@@ -153,8 +153,9 @@ class _HTTPConnection(HTTPConnection):
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         for *_, place in socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM):
             try:
+                host, port = socket.getnameinfo(place, numeric)
                 sock = create_connection(
-                    (socket.getnameinfo(place, numeric)[0], self.port),
+                    (host, int(port)),
                     min(CONNECT_S, CLOCK.left_s()),
                     socket_options=self.socket_options,
                 )
