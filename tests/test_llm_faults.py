@@ -6,6 +6,7 @@ import contextlib
 import gc
 import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -287,3 +288,35 @@ def test_the_command_serves_until_interrupted_and_tells_what_it_did(tmp_path: Pa
     finally:
         child.kill()
         child.communicate()
+
+
+@pytest.mark.parametrize("fault", ["status_500", "retry_after", "clock_ahead", "drip"])
+def test_a_wall_clock_that_jumps_moves_no_deadline_and_loses_no_reply(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By up to a day, at each look, and for the libraries below us too."""
+    right, rng, looks = time.time, random.Random(0), []
+
+    def jumping() -> float:
+        looks.append(1)
+        return right() + rng.uniform(-86_400.0, 86_400.0)
+
+    monkeypatch.setattr(time, "time", jumping)
+    deadline_s, slack_s = 1.5, 1.0  # a busy machine is slow; a jump would be hours
+    llm = default_config().llm
+    llm.update({"concurrency": 8, "cache": False, "deadline_s": deadline_s, "backoff_s": 0.01})
+    llm.update({"requests_per_minute": 60_000, "circuit_failures": 0})
+    with faulty(expert(), fault=fault, rate=0.2) as base_url:
+        client = Client(backend_at(base_url, 8), llm, {"ask_fact": "State it."})
+        started_s = time.monotonic()
+        words = [f"land{index}" for index in range(24)]
+        futures = [client.submit(passed(HelpRequest("e", "ask_fact", word))) for word in words]
+        replies = [future.result(timeout=60.0) for future in futures]
+        taken_s = time.monotonic() - started_s
+        client.close()
+    for word, reply in zip(words, replies, strict=True):
+        assert reply.failure or reply.text == f"capital of {word} = {word.upper()}"
+        assert 0.0 <= reply.latency_s < deadline_s + slack_s
+    assert sum(reply.failure is None for reply in replies) >= 12
+    assert taken_s < 24 / 8 * deadline_s + slack_s
+    assert looks

@@ -208,6 +208,7 @@ FAULTS: dict[str, Fault] = {
         lambda w: w.flood(b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", wave=b" " * 2**16),
     ),
     "status_401": Fault("401, mid-run", errors.AuthFailed, lambda w: _busy(w, 401)),
+    "status_408": Fault("408", errors.TimedOut, lambda w: _busy(w, 408)),
     "status_429": Fault("429", errors.RateLimited, lambda w: _busy(w, 429)),
     "retry_after": Fault(
         "429, Retry-After: 1", errors.RateLimited, lambda w: _busy(w, 429, "Retry-After: 1")
@@ -226,6 +227,7 @@ FAULTS: dict[str, Fault] = {
         "502, HTML", errors.ServerFailed, lambda w: w.answer(b"<html>", status=502)
     ),
     "status_503": Fault("503", errors.ServerFailed, lambda w: _busy(w, 503, "Retry-After: 0")),
+    "status_529": Fault("529, overloaded", errors.ServerFailed, lambda w: _busy(w, 529)),
     # bodies
     "wrong_type": Fault(
         "the reply called HTML", None, lambda w: w.answer(w.body, "Content-Type: text/html")

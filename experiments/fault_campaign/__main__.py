@@ -2,41 +2,61 @@
 
 `python -m experiments.fault_campaign --workdir=runs/faults` measures, for each fault of
 `collab.llm.fault_table`, how long past its deadline a call returns; trains a tiny policy without
-faults, under each and under the mix; and sends many calls under the mix. It writes results.json
-beside this file, prints tables and exits with 1 where a claim does not hold. A part whose
-result.json stands in the workdir is not run again. NOTES.md reads the figures.
+faults, under each, under the mix, by a clock that jumps and through an outage of 60 s; and sends
+many calls under the mix. Each part is written into results.json beside this file as it finishes;
+`--only-missing` runs what isn't there. Exits with 1 where a claim does not hold. `--table` prints
+the table for the README from what is there, and runs nothing. NOTES.md reads the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 from collab.config import default_config
 from collab.llm import Message, errors, make_backend
-from collab.llm.fault_table import FAULTS, UNDETECTABLE
-from collab.llm.faults import MIX, faulty
+from collab.llm.fault_table import FAULTS
+from collab.llm.faults import MIX, FaultyServer
+from collab.metrics import read_jsonl
 from collab.progress import progress
 from collab.report import git_commit
-from experiments.fault_campaign.child import CALLING, ITERATIONS, PROBLEMS, SAMPLES, Echo
+from experiments.fault_campaign import reading
+from experiments.fault_campaign.child import CALLING, EARLY, Echo
 
 HERE = pathlib.Path(__file__).parent
-FREE = "none"
-CALL_DEADLINE_S, LATE_S, CALLS_EACH = 1.0, 0.25, 5
-SLOWER = 1.5  # times the run without faults, besides what was waited for
-GROWTH_MB = 30  # of peak memory over the runs without faults, and through the calls
-SPOILS_NEXT = ("closed_after", "stray_reply")  # the next call on the connection may fail
+RESULTS = HERE / "results.json"
+CALL_DEADLINE_S, CALLS_EACH = 1.0, 5
+BETWEEN = 6  # faults between two runs without any
+OUTAGE_S = 60.0
+BEFORE_OUTAGE = 15 + EARLY  # iterations
 HUNG_S = 900.0  # a child is ended then
+
+
+@contextlib.contextmanager
+def served(fault: str, rate: float, port: int = 0) -> Iterator[str]:
+    """`faults.faulty`, at a port that may be named; yields the base URL."""
+    server = FaultyServer(Echo(), host="127.0.0.1", port=port, fault=fault, rate=rate, seed=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.base_url
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def call_times() -> dict[str, Any]:
@@ -47,7 +67,7 @@ def call_times() -> dict[str, Any]:
     with progress(len(FAULTS), "deadlines") as line:
         for name, fault in FAULTS.items():
             taken, ends = [], set()
-            with faulty(Echo(), fault=name) as base_url:
+            with served(name, 1.0) as base_url:
                 llm.base_url = base_url
                 backend = make_backend("openai", llm)
                 for _ in range(CALLS_EACH):
@@ -69,136 +89,152 @@ def call_times() -> dict[str, Any]:
                 "expected": expected,
                 "ends": sorted(ends),
                 "longest_s": round(max(taken), 3),
-                "is_in_time": max(taken) <= CALL_DEADLINE_S + LATE_S,
+                "late_s": round(max(taken) - CALL_DEADLINE_S, 3),
             }
             line.update()
     return found
 
 
-def child(what: str, workdir: pathlib.Path, fault: str, rate: float, *options: str) -> Any:
-    """Run a program of `child` against a server with a fault; its result, with what it took."""
-    path = workdir / "result.json"
-    if not path.is_file():
+class Child:
+    """A program of `child` that runs in `workdir`, against a server. Ended when it hangs."""
+
+    def __init__(self, what: str, workdir: pathlib.Path, base_url: str, *options: str) -> None:
         shutil.rmtree(workdir, ignore_errors=True)
         workdir.mkdir(parents=True)
-        is_free = fault == FREE
-        with faulty(Echo(), fault=MIX if is_free else fault, rate=0 if is_free else rate) as url:
-            program = [sys.executable, "-m", "experiments.fault_campaign.child", what]
-            arguments = [f"--base_url={url}", f"--workdir={workdir}", *options]
-            with (workdir / "log.txt").open("w") as log:
-                process = subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
-                watchdog = threading.Timer(HUNG_S, process.kill)
-                watchdog.start()
-                _, status, usage = os.wait4(process.pid, 0)
-                watchdog.cancel()
-            with urllib.request.urlopen(f"{url}/faults") as counted:
-                injected = json.load(counted)["injected"]
+        self.workdir = workdir
+        program = [sys.executable, "-m", "experiments.fault_campaign.child", what]
+        arguments = [f"--base_url={base_url}", f"--workdir={workdir}", *options]
+        with (workdir / "log.txt").open("w") as log:
+            self.process = subprocess.Popen([*program, *arguments], stdout=log, stderr=log)
+        self.watchdog = threading.Timer(HUNG_S, self.process.kill)
+        self.watchdog.start()
+
+    def result(self) -> dict[str, Any]:
+        """What it found and took, once it has ended."""
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.watchdog.cancel()
+        path = self.workdir / "result.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        found["exit_status"] = os.waitstatus_to_exitcode(status)
-        found["cpu_s"] = round(usage.ru_utime + usage.ru_stime, 1)
-        found["peak_rss_mb"] = round(usage.ru_maxrss / 1024)
-        path.write_text(json.dumps({**found, "injected": injected}), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
+        return {
+            **found,
+            "exit_status": os.waitstatus_to_exitcode(status),
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+            "peak_rss_mb": round(usage.ru_maxrss / 1024),
+            "ended_s": round(time.time(), 1),
+            "commit": git_commit(),
+        }
 
 
-def verdict(name: str, found: dict[str, Any], free: dict[str, list[float]]) -> list[str]:
-    """What does not hold of a training run; empty where all does."""
-    if found["exit_status"]:
-        return [f"exit status {found['exit_status']}"]
-    wrong = []
-    if sum(found["statuses"].values()) != ITERATIONS * PROBLEMS * SAMPLES:
-        wrong.append("an episode without a status")
-    if found["miscredited"] and name not in UNDETECTABLE:
-        wrong.append("a reply credited to another episode")
-    if found["wall_s"] > SLOWER * statistics.median(free["wall_s"]) + found["waited_s"]:
-        wrong.append("too slow")
-    if found["peak_rss_mb"] > max(free["peak_rss_mb"]) + GROWTH_MB:
-        wrong.append("memory grows")
-    return wrong
+def run_child(
+    what: str, workdir: pathlib.Path, fault: str, rate: float, *options: str
+) -> dict[str, Any]:
+    """A child against a server with a fault; its result, and what was injected."""
+    with served(fault, rate) as url:
+        found = Child(what, workdir, url, *options).result()
+        with urllib.request.urlopen(f"{url}/faults") as counted:
+            return {**found, "injected": json.load(counted)["injected"]}
 
 
-def table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+def outage(workdir: pathlib.Path, data: str) -> dict[str, Any]:
+    """Training while the helper is gone for OUTAGE_S and comes back at the same address."""
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(served(MIX, 0.0))
+        child = Child("outage", workdir, url, data)
+        metrics = workdir / "metrics.jsonl"
+        while child.process.poll() is None and _iterations(metrics) < BEFORE_OUTAGE:
+            time.sleep(0.1)
+        stack.close()
+        gone_s = time.monotonic()
+        time.sleep(OUTAGE_S)
+        back_s = time.monotonic()
+        stack.enter_context(served(MIX, 0.0, port=int(url.rsplit(":", 1)[1].split("/")[0])))
+        return {**child.result(), "gone_s": round(gone_s, 2), "back_s": round(back_s, 2)}
 
 
-def shown(name: str, found: dict[str, Any], free_s: float) -> list[str]:
-    client = found.get("client", {})
-    typed = [f"{key.split('/')[1]} {total:.0f}" for key, total in client.items() if "/" in key]
-    statuses = [f"{key.lower()} {count}" for key, count in found.get("statuses", {}).items()]
-    return [
-        name,
-        str(found["exit_status"]),
-        ", ".join(statuses),
-        f"{sum(found['injected'].values())} of {client.get('requests', 0):.0f}",
-        f"{client.get('retries', 0):.0f}",
-        ", ".join(typed) or "none",
-        str(found.get("miscredited", "")),
-        f"{found.get('wall_s', 0) / free_s:.2f}",
-        f"{found.get('waited_s', 0):.0f}",
-        f"{found['cpu_s']:.0f}",
-        f"{found['peak_rss_mb']}, {found.get('rss_late_mb', 0) - found.get('rss_early_mb', 0):+d}",
-    ]
+def _iterations(path: pathlib.Path) -> int:
+    lines = read_jsonl(path) if path.is_file() else []
+    return sum(line["stage"] == "policy_gradient" for line in lines)
 
 
-HEADS = [
-    "fault", "exit", "episodes by status", "injected", "retries", "requests that failed",
-    "miscredited", "wall, times no fault", "waited, s", "CPU, s", "peak RSS, growth, MB",
-]  # fmt: skip
+class Campaign:
+    """What has been found; each part is kept on disk as soon as it is there."""
+
+    def __init__(self, path: pathlib.Path, *, is_resumed: bool) -> None:
+        self._path = path
+        self.parts: dict[str, Any] = {"free": [], "training": {}}
+        if is_resumed and path.is_file():
+            self.parts = json.loads(path.read_text(encoding="utf-8"))
+
+    def save(self) -> None:
+        self.parts["commit"] = git_commit()
+        self.parts["device"] = jax.devices()[0].device_kind
+        self.parts["claims"] = reading.claims(self.parts)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.parts, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
+
+    def train(self, workdir: pathlib.Path, names: list[str], rate: float) -> None:
+        """The missing ones of `names`, with runs without faults before, between and after."""
+        missing = [name for name in names if name not in self.parts["training"]]
+        data = f"--data_dir={workdir / 'data'}"
+        if not missing:
+            return
+        run_child("train", workdir / "first", MIX, 0.0, data)  # compiles, for all
+        with progress(len(missing), "training runs") as line:
+            for place, name in enumerate(missing):
+                if place % BETWEEN == 0:
+                    self._train_free(workdir, data)
+                if name == reading.OUTAGE:
+                    found = outage(workdir / name, data)
+                elif name == reading.JUMPS:
+                    found = run_child("jumps", workdir / name, MIX, 0.0, data)
+                else:
+                    found = run_child("train", workdir / name, name, rate, data)
+                self.parts["training"][name] = found
+                self.save()
+                line.update()
+        self._train_free(workdir, data)
+
+    def _train_free(self, workdir: pathlib.Path, data: str) -> None:
+        found = run_child("train", workdir / "free", MIX, 0.0, data)
+        if found["exit_status"]:
+            raise SystemExit(f"training fails without faults; see {workdir}/free/log.txt")
+        self.parts["free"].append(found)
+        self.save()
 
 
 def main() -> int:
-    """Run what is missing, write the results, print the tables."""
+    """Run what is missing, write the results, print the claims."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--faults", nargs="*", default=[*FAULTS, MIX], help="to train under")
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the runs")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    names = [*FAULTS, MIX, reading.JUMPS, reading.OUTAGE]
+    parser.add_argument("--faults", nargs="*", default=names, help="to train under")
     parser.add_argument("--rate", type=float, default=0.2, help="share of requests")
-    parser.add_argument("--calls", type=int, default=10_000, help="under the mix")
+    parser.add_argument("--calls", type=int, default=10_000, help="in a batch; 0 = none")
+    parser.add_argument("--batches", type=int, default=3, help="of calls under the mix")
+    parser.add_argument("--only-missing", action="store_true", help="keep what is in the results")
+    parser.add_argument("--table", action="store_true", help="print the README's table")
     flags = parser.parse_args()
-    called = child("calls", flags.workdir / "calls", MIX, flags.rate, f"--count={flags.calls}")
-    timed = call_times()
-    data = f"--data_dir={flags.workdir / 'data'}"
-    half = len(flags.faults) // 2
-    # Spread, since the load of the machine may change.
-    names = [FREE, FREE, *flags.faults[:half], FREE, *flags.faults[half:], FREE]
-    runs: dict[str, list[Any]] = {}
-    with progress(len(names), "training runs") as line:
-        for name in names:
-            place = flags.workdir / f"{name}-{len(runs.get(name, []))}"
-            runs.setdefault(name, []).append(child("train", place, name, flags.rate, data))
-            line.update()
-    if any(found["exit_status"] for found in runs[FREE]):
-        raise SystemExit(f"training fails without faults; see {flags.workdir / FREE}-*/log.txt")
-    measured = runs[FREE][1:]  # the first one compiles
-    keys = ("wall_s", "cpu_s", "peak_rss_mb")
-    free = {key: [found[key] for found in measured] for key in keys}
-    free_s = statistics.median(free["wall_s"])
-    trained = {name: found[-1] for name, found in runs.items()}
-    results = {
-        "commit": git_commit(),
-        "rate": flags.rate,
-        "free": free,
-        "calls": called,
-        "deadlines": timed,
-        "training": trained,
-    }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table([HEADS, *(shown(name, found, free_s) for name, found in trained.items())]))
-    print(json.dumps(called))
-    wrong = {name: verdict(name, found, free) for name, found in trained.items()}
-    late = [name for name, found in timed.items() if not found["is_in_time"]]
-    odd = [
-        name
-        for name, found in timed.items()
-        if name not in SPOILS_NEXT and found["ends"] != [found["expected"]]
-    ]
-    growth_mb = called["after"]["rss_mb"] - called["before"]["rss_mb"]
-    is_back = all(called["after"][n] <= called["before"][n] for n in ("open_files", "threads"))
-    is_sound = called["resolved"] == flags.calls and not called["miscredited"] and is_back
-    print(f"training, does not hold: { {name: text for name, text in wrong.items() if text} }")
-    print(f"past the deadline: {late}; not the error expected: {odd}")
-    print(f"calls: sound {is_sound}, memory {growth_mb:+.1f} MB")
-    return int(any(wrong.values()) or bool(late or odd) or not is_sound or growth_mb > GROWTH_MB)
+    campaign = Campaign(flags.results, is_resumed=flags.only_missing or flags.table)
+    if flags.table:
+        print(reading.table(campaign.parts))
+        return 0
+    if flags.workdir is None:
+        parser.error("--workdir is missing; try --workdir=runs/faults")
+    workdir = flags.workdir.absolute()
+    if "deadlines" not in campaign.parts:
+        campaign.parts["deadlines"] = call_times()
+        campaign.save()
+    campaign.train(workdir, flags.faults, flags.rate)
+    if "calls" not in campaign.parts and flags.calls:
+        options = (f"--count={flags.calls}", f"--batches={flags.batches}")
+        campaign.parts["calls"] = run_child("calls", workdir / "calls", MIX, flags.rate, *options)
+    campaign.parts["rate"] = flags.rate
+    campaign.save()
+    for row in campaign.parts["claims"]:
+        print(f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']}")
+    return int(not all(row["holds"] for row in campaign.parts["claims"]))
 
 
 if __name__ == "__main__":
