@@ -43,18 +43,6 @@ KEY = "sk-Zq7/+%=uncommon~Secret_42"
 VARIABLE = "COLLAB_TEST_KEY"
 
 
-def key_in_environment(
-    llm: ml_collections.ConfigDict, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
-    monkeypatch.setenv(VARIABLE, KEY)
-    llm.api_key_env = VARIABLE
-
-
-KEY_SOURCES: dict[str, Callable[[ml_collections.ConfigDict, pytest.MonkeyPatch, Path], None]] = {
-    "environment": key_in_environment,
-}
-
-
 def forms(secret: str) -> dict[str, bytes]:
     """How a secret may stand in a file, by name."""
     raw = secret.encode()
@@ -231,7 +219,7 @@ def config_of(folder: Path) -> ml_collections.ConfigDict:
     return config
 
 
-@pytest.fixture(scope="module", params=KEY_SOURCES)
+@pytest.fixture(scope="module")
 def left(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Left]:
@@ -251,7 +239,8 @@ def left(
         with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(
             tmp_path_factory.getbasetemp() / "compiled"
         ):  # fmt: skip
-            KEY_SOURCES[request.param](config.llm, monkeypatch, folder)
+            monkeypatch.setenv(VARIABLE, KEY)
+            config.llm.api_key_env = VARIABLE
             backend = ScriptedBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)
             _run_it(found, config, backend)
     finally:
@@ -283,6 +272,9 @@ def _run_it(found: Left, config: ml_collections.ConfigDict, backend: ScriptedBac
         llm.base_url = url
         run.prepare(config, workdir)
         run.train(config, workdir, "")
+        # The other way to give a key.
+        (found.workdir.parent / "key").write_text(f"{KEY}\n")
+        llm.update({"api_key_env": "", "api_key_file": str(found.workdir.parent / "key")})
         run.evaluate(config, workdir, "")
         # A batch that blows up: beside the run, with its vocabulary.
         hot = config.copy_and_resolve_references()
