@@ -85,7 +85,7 @@ TRAINING = {
     "llm.api_key_env": "",
     "llm.concurrency": PROBLEMS * SAMPLES,
     "llm.deadline_s": DEADLINE_S,
-    "llm.backoff_s": 0.01,
+    "llm.backoff_s": 0.1,  # so that three retries outlast a port that is closed for a moment
     "llm.cache": False,
 }
 CALLING = {

@@ -177,8 +177,8 @@ GROUPS = {
     "redirect": "bad_request",
     "odd, but a reply": "reply",
 }
-HEADS = ("faults", "retried in vain", "episodes with a status", "credited wrongly",
-         "wall, times no fault", "waited, s", "calls end after deadline")  # fmt: skip
+HEADS = ("faults", "requests without help", "episodes with a status", "credited wrongly",
+         "wall, times no fault", "waited, s", "slowest call, deadline 1 s")  # fmt: skip
 
 
 def table(parts: Parts) -> str:
@@ -223,14 +223,14 @@ def _row(title: str, names: list[str], parts: Parts) -> list[str]:
     episodes = sum(sum(row["statuses"].values()) for row in done)
     is_outage = names == [OUTAGE]
     ratios = [row["wall_s"] / free_s(row, parts) for row in done]
-    wall = _span(ratios, 2) if ratios else "-"
+    wall = _span(ratios, 2)
     if is_outage and done:
         figures = outage_figures(done[0])
         wall = (
             f"step {figures['through_s'] / figures['usual_s']:.2f}; circuit open after "
             f"{figures['opened_after_s']} s, closed {figures['closed_after_s']} s after its return"
         )
-    late = [parts["deadlines"][name]["late_s"] for name in names if name in parts["deadlines"]]
+    taken = [parts["deadlines"][name]["longest_s"] for name in names if name in parts["deadlines"]]
     wanted = episodes if is_outage else len(names) * EPISODES
     return [
         f"{title} ({len(names)})" if len(names) > 1 else title,
@@ -239,10 +239,12 @@ def _row(title: str, names: list[str], parts: Parts) -> list[str]:
         str(sum(row["miscredited"] for row in done)),
         wall,
         "-" if is_outage else _span([row["waited_s"] for row in done], 0),
-        f"{max(late):+.2f} s" if late else "-",
+        f"{max(taken):.2f} s" if taken else "-",
     ]
 
 
 def _span(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
