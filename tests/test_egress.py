@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import runs
 from collab import tasks
 from collab.assembly import assemble
 from collab.evaluate import Candidate, Evaluator
@@ -41,6 +43,12 @@ def calls(name: str) -> set[str]:
                 if title == name:
                     found.add(path.relative_to(ROOT / "collab").as_posix())
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
 
 
 # --- architecture --------------------------------------------------------------------------

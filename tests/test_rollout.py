@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import random
 import threading
 import zlib
@@ -41,6 +42,7 @@ from collab.types import (
     Step,
     action_names,
 )
+from conftest import MESHES
 
 KINDS = (FeedbackKind.ANSWER, FeedbackKind.HINT, FeedbackKind.CLARIFY, FeedbackKind.UNAVAILABLE)
 ACTIONS = ("think", "answer", "reply", "ask_fact", "ask_solve")
@@ -93,12 +95,12 @@ _ENGINES: dict[str, tuple[Engine, Any]] = {}
 
 
 def make_engine(config: Any, client: Any) -> tuple[Engine, Any]:
-    """An engine with random weights, compiled once for all tests of the same config."""
-    key = config.to_json()
+    """An engine with random weights, compiled once for configs that differ only in `llm`."""
+    key = json.dumps({**json.loads(config.to_json()), "llm": None}, sort_keys=True)
     if key not in _ENGINES:
         _ENGINES[key] = build_engine(config, client)
     engine, params = _ENGINES[key]
-    engine.client = client
+    engine.client, engine.config = client, config
     return engine, params
 
 
@@ -471,6 +473,7 @@ HELPERS = ("one_hop", "two_hops", "three_hops")
 TOLD = {"one_hop": (1.0, 0.25), "two_hops": (0.0, 0.5), "three_hops": (0.0, 0.0)}
 
 
+@pytest.mark.parametrize("mesh_config", [MESHES["1x1x1"], MESHES["2x2x2"]])
 def test_requests_go_round_the_helpers_and_the_head_knows_whose_turn_it_is(
     tiny_config: Any, mesh_config: dict[str, int]
 ) -> None:

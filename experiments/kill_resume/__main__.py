@@ -96,7 +96,7 @@ class Counting:
 class Kill:
     """What stood on disk when a run had been killed.
 
-    lost: replies that were made READ_S before it at least, and are not stored. at_step: of the
+    lost: replies to it that were made READ_S before its end at least, and are not stored. at_step: of the
     newest checkpoint, None before the first.
     """
 
@@ -136,14 +136,14 @@ def course(
     with serving(server) as url:
         _write_config(workdir / "config.py", {**settings, "llm.base_url": url})
         for moment in after:
-            child = _start(workdir)
+            child, began_s = _start(workdir), time.monotonic()
             try:
                 _wait(child, server, moment)
                 time.sleep(rng.uniform(0.0, LONGEST_WAIT_S))
             finally:
                 child.kill()
                 child.wait()
-            kills.append(_inspected(folder, server, time.monotonic()))
+            kills.append(_inspected(folder, server, began_s, time.monotonic()))
         child = _start(workdir)
         if child.wait(HUNG_S):
             raise RuntimeError(f"the run failed; see {workdir / 'log.txt'}")
@@ -267,7 +267,8 @@ def _wait(child: subprocess.Popen[bytes], server: Counting, moment: int | float)
 # --- what is on disk -----------------------------------------------------------------------
 
 
-def _inspected(folder: pathlib.Path, server: Counting, killed_s: float) -> Kill:
+def _inspected(folder: pathlib.Path, server: Counting, began_s: float, killed_s: float) -> Kill:
+    """began_s: of the process. What was on its way to an earlier one was not this one's to keep."""
     path = folder / "replay.sqlite"
     stored: frozenset[Talk] = frozenset()
     integrity = "ok"
@@ -282,7 +283,9 @@ def _inspected(folder: pathlib.Path, server: Counting, killed_s: float) -> Kill:
                 for row in store.recorded()
             )
             store.close()
-    read = {talk for talk, at_s in list(server.replied.items()) if at_s < killed_s - READ_S}
+    read = {
+        talk for talk, at_s in list(server.replied.items()) if began_s <= at_s < killed_s - READ_S
+    }
     steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
     return Kill(killed_s, stored, len(read - stored), integrity, max(steps, default=None))
 
