@@ -96,7 +96,7 @@ class Counting:
 class Kill:
     """What stood on disk when a run had been killed.
 
-    lost: replies to it that were made READ_S before its end at least, and are not stored. at_step: of the
+    lost: replies to it that were made READ_S before its end, and are not stored. at_step: of the
     newest checkpoint, None before the first.
     """
 
@@ -268,7 +268,7 @@ def _wait(child: subprocess.Popen[bytes], server: Counting, moment: int | float)
 
 
 def _inspected(folder: pathlib.Path, server: Counting, began_s: float, killed_s: float) -> Kill:
-    """began_s: of the process. What was on its way to an earlier one was not this one's to keep."""
+    """began_s: of the process. What was on its way to an earlier one isn't this one's to keep."""
     path = folder / "replay.sqlite"
     stored: frozenset[Talk] = frozenset()
     integrity = "ok"
