@@ -40,6 +40,7 @@ from experiments.fault_campaign.child import TRAINING
 
 HERE = pathlib.Path(__file__).parent
 READ_S = 2.0  # within which a client that lives has read and stored a reply that was made
+ECHO_S = 0.5  # from a start, in which the server may still reply to the process before
 LATENCY_S = 0.02  # of each reply, so that some are in flight at a kill
 LONGEST_WAIT_S = 0.3  # between the event that a kill was drawn for and the kill
 HUNG_S = 900.0  # a child is ended then
@@ -96,8 +97,8 @@ class Counting:
 class Kill:
     """What stood on disk when a run had been killed.
 
-    lost: replies to it that were made READ_S before its end, and are not stored. at_step: of the
-    newest checkpoint, None before the first.
+    lost: replies that were made to this process, READ_S before the kill at least, and are not
+    stored. at_step: of the newest checkpoint, None before the first.
     """
 
     at_s: float
@@ -136,14 +137,14 @@ def course(
     with serving(server) as url:
         _write_config(workdir / "config.py", {**settings, "llm.base_url": url})
         for moment in after:
-            child, began_s = _start(workdir), time.monotonic()
+            begun_s, child = time.monotonic() + ECHO_S, _start(workdir)
             try:
                 _wait(child, server, moment)
                 time.sleep(rng.uniform(0.0, LONGEST_WAIT_S))
             finally:
                 child.kill()
                 child.wait()
-            kills.append(_inspected(folder, server, began_s, time.monotonic()))
+            kills.append(_inspected(folder, server, begun_s, time.monotonic()))
         child = _start(workdir)
         if child.wait(HUNG_S):
             raise RuntimeError(f"the run failed; see {workdir / 'log.txt'}")
@@ -267,8 +268,7 @@ def _wait(child: subprocess.Popen[bytes], server: Counting, moment: int | float)
 # --- what is on disk -----------------------------------------------------------------------
 
 
-def _inspected(folder: pathlib.Path, server: Counting, began_s: float, killed_s: float) -> Kill:
-    """began_s: of the process. What was on its way to an earlier one isn't this one's to keep."""
+def _inspected(folder: pathlib.Path, server: Counting, begun_s: float, killed_s: float) -> Kill:
     path = folder / "replay.sqlite"
     stored: frozenset[Talk] = frozenset()
     integrity = "ok"
@@ -283,9 +283,9 @@ def _inspected(folder: pathlib.Path, server: Counting, began_s: float, killed_s:
                 for row in store.recorded()
             )
             store.close()
-    read = {
-        talk for talk, at_s in list(server.replied.items()) if began_s <= at_s < killed_s - READ_S
-    }
+    # What was on its way to an earlier process is none of this one's.
+    replied = list(server.replied.items())
+    read = {talk for talk, at_s in replied if begun_s < at_s < killed_s - READ_S}
     steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
     return Kill(killed_s, stored, len(read - stored), integrity, max(steps, default=None))
 
