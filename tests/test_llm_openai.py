@@ -422,6 +422,11 @@ def test_a_base_url_must_be_whole_and_hold_no_password() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_reply_that_says_the_key_does_not_carry_it_on() -> None:
+    with faulty(http(200, chat(f"your key is {KEY}, is it not?"))) as base_url:
+        assert ask(backend_at(base_url), 20.0).text == "your key is ***, is it not?"
+
+
 def test_the_backend_is_made_from_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     config = default_config()
     config.llm.api_key_env = "OUR_KEY"

@@ -122,7 +122,10 @@ class OpenAIBackend:
             completion = streamed.completion(is_late=answer.is_late)
         else:
             completion = read_completion(answer.body)
-        return dataclasses.replace(completion, is_structured=form is not None)
+        # A server may say the key in its reply, which samples and replay files keep.
+        return dataclasses.replace(
+            completion, text=self._hidden(completion.text), is_structured=form is not None
+        )
 
     def check(self) -> None:
         """Ask for the list of models, or a few tokens where there is none, and read what is wrong.
