@@ -372,7 +372,7 @@ class Trainer:
 
         rate: the config key that is too high if something is not finite.
         """
-        watched = ("loss", "label_loss", "gradient_norm")
+        watched = ("loss", "label_loss", "gradient_norm", "parameter_norm")
         bad = [name for name in watched if not np.isfinite(metrics.get(name, 0.0))]
         if not bad:
             return

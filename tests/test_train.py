@@ -456,9 +456,11 @@ def test_sigterm_ends_the_command_with_a_checkpoint_and_the_same_command_goes_on
     assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
-def test_an_imitation_that_blows_up_stops_and_names_its_rate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [COLD, 2])
+def test_an_imitation_that_blows_up_stops_and_names_its_rate(steps: int, tmp_path: Path) -> None:
+    """In its last step, too, whose loss is that of the parameters before it."""
     config = small_config()
-    config.cold_start.learning_rate = 1e30
+    config.cold_start.update({"learning_rate": 1e30, "steps": steps})
     with pytest.raises(FloatingPointError, match=r"lower cold_start\.learning_rate"):
         runs.train(config, tmp_path)
     assert len(list(tmp_path.glob("bad_batch_*.npz"))) == 1

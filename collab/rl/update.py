@@ -184,7 +184,11 @@ class Learner:
         with jax.named_scope("optimizer"):
             updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
+        norms = {
+            "gradient_norm": optax.tree.norm(gradient),
+            "parameter_norm": optax.tree.norm(params),
+        }
+        metrics = {"loss": loss, **norms, **metrics}
         return TrainState(params, optimizer, state.step + 1), metrics
 
 
