@@ -242,7 +242,9 @@ def left(
             monkeypatch.setenv(VARIABLE, KEY)
             config.llm.api_key_env = VARIABLE
             backend = ScriptedBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)
-            _run_it(found, config, backend)
+            key_file = tmp_path_factory.mktemp("mounted") / "key"  # where a user keeps it
+            key_file.write_text(f"{KEY}\n")
+            _run_it(found, config, backend, key_file)
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
@@ -265,7 +267,9 @@ def capfd_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
             capture.done()
 
 
-def _run_it(found: Left, config: ml_collections.ConfigDict, backend: ScriptedBackend) -> None:
+def _run_it(
+    found: Left, config: ml_collections.ConfigDict, backend: ScriptedBackend, key_file: Path
+) -> None:
     """All that a run does, and all that can go wrong with it."""
     workdir, llm = str(found.workdir), config.llm
     with serving(backend, key=KEY) as url:
@@ -273,8 +277,7 @@ def _run_it(found: Left, config: ml_collections.ConfigDict, backend: ScriptedBac
         run.prepare(config, workdir)
         run.train(config, workdir, "")
         # The other way to give a key.
-        (found.workdir.parent / "key").write_text(f"{KEY}\n")
-        llm.update({"api_key_env": "", "api_key_file": str(found.workdir.parent / "key")})
+        llm.update({"api_key_env": "", "api_key_file": str(key_file)})
         run.evaluate(config, workdir, "")
         # A batch that blows up: beside the run, with its vocabulary.
         hot = config.copy_and_resolve_references()
