@@ -108,12 +108,12 @@ class QuestionTask:
     """Questions by split and what is known about them (`types.Task`): no worked solutions."""
 
     def __init__(
-        self, name: str, problems: Mapping[str, Sequence[Problem]], nodes: Sequence[Node]
+        self, name: str, problems: Mapping[str, Sequence[Problem]], knowledge: Knowledge
     ) -> None:
-        """problems: by split, all three of them. nodes: whatever requests may ask for."""
+        """problems: by split, all three of them."""
         self.name = name
         self._problems = problems
-        self.knowledge: Knowledge = NodeKnowledge(nodes)
+        self.knowledge = knowledge
 
     def problems(self, split: str) -> Sequence[Problem]:
         """The split's questions in the file's order; notes are empty and nothing is private."""

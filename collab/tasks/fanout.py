@@ -22,7 +22,7 @@ from typing import Any
 import ml_collections
 
 from collab.tasks import grading
-from collab.tasks.decomposed import SPLITS, DecomposedTask, Node, split_of
+from collab.tasks.decomposed import SPLITS, DecomposedTask, Node, NodeKnowledge, split_of
 from collab.types import Problem, Step
 
 _DATA_FILE = pathlib.Path("data", "fanout-final-dev.json")
@@ -105,4 +105,4 @@ class FanoutTask(DecomposedTask):
             problems[split_of(record["id"])].append(problem)
         for split, members in problems.items():
             del members[config.task[split] :]
-        super().__init__("fanout", problems, nodes)
+        super().__init__("fanout", problems, NodeKnowledge(nodes))

@@ -28,6 +28,7 @@ import ml_collections
 import numpy as np
 
 from collab.tasks import arithmetic, grading, matching, published
+from collab.tasks.decomposed import DecomposedTask
 from collab.types import Problem, Resolution, Step
 
 SPLITS = ("train", "validation", "test")
@@ -241,37 +242,22 @@ class GsmKnowledge:
         return grading.canonical_number(value + away if value >= 0 else value - away)
 
 
-class GsmTask:
+class GsmTask(DecomposedTask):
     """Word problems whose answer is one number (`types.TeachableTask`); splits: see the head."""
-
-    name = "gsm"
 
     def __init__(self, config: ml_collections.ConfigDict, data_dir: str) -> None:
         """Make or read every split. A relative `task.path` may also lie in `data_dir`."""
         task = config.task
         if task.path:
             loaded = _load(published.locate(task.path, data_dir))
-            self._problems = {split: loaded[split][: task[split]] for split in SPLITS}
+            problems = {split: loaded[split][: task[split]] for split in SPLITS}
         else:
-            self._problems = {
+            problems = {
                 split: _generate(config.seed, index, task[split])
                 for index, split in enumerate(SPLITS)
             }
-        self.knowledge = GsmKnowledge([p for split in SPLITS for p in self._problems[split]])
-
-    def problems(self, split: str) -> Sequence[Problem]:
-        """The split's questions in a fixed order; notes are empty and nothing is private."""
-        if split not in self._problems:
-            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
-        return self._problems[split]
-
-    def corpus(self) -> Sequence[str]:
-        """Training questions and their steps, for a tokenizer."""
-        return [
-            text
-            for problem in self._problems["train"]
-            for text in (problem.question, *(step.statement for step in problem.steps))
-        ]
+        known = [problem for split in SPLITS for problem in problems[split]]
+        super().__init__("gsm", problems, GsmKnowledge(known))
 
     # --- worked solutions ------------------------------------------------------------------
 
@@ -294,8 +280,3 @@ class GsmTask:
         if not all(arithmetic.is_expression(step.query) for step in rest):
             return matching.rest_request(problem, index, belief)
         return f"What is {arithmetic.nest([(step.query, step.answer) for step in rest])}?"
-
-    def recall(self, step: Step, rng: np.random.Generator) -> str:
-        """The true answer: nobody knows what a pretrained SLM gets right before it is judged."""
-        del rng
-        return step.answer

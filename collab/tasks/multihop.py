@@ -36,7 +36,14 @@ from typing import Any
 import ml_collections
 
 from collab.tasks import grading, published
-from collab.tasks.decomposed import SPLITS, DecomposedTask, Node, QuestionTask, split_of
+from collab.tasks.decomposed import (
+    SPLITS,
+    DecomposedTask,
+    Node,
+    NodeKnowledge,
+    QuestionTask,
+    split_of,
+)
 from collab.types import Problem, Step, Task
 
 _FILES = (
@@ -95,7 +102,9 @@ def multihop_task(config: ml_collections.ConfigDict, data_dir: str) -> Task:
                     steps=steps if has_steps else (),
                 )
             )
-    return (DecomposedTask if has_steps else QuestionTask)("multihop", problems, nodes)
+    return (DecomposedTask if has_steps else QuestionTask)(
+        "multihop", problems, NodeKnowledge(nodes)
+    )
 
 
 def _read(path: pathlib.Path, sizes: Mapping[str, int]) -> tuple[dict[str, list[_Question]], bool]:
