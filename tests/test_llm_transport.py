@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import socket
@@ -214,6 +215,18 @@ def test_the_second_address_is_tried_where_the_first_refuses(
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", at) for at in (nobody, there)]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
         assert ask(transport, "http://helper.invalid/").body == b"hello"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED])
+def test_a_connection_that_is_reset_while_it_opens_has_failed(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def reset(*args: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("collab.llm.clocked.create_connection", reset)
+    with pytest.raises(errors.ConnectionFailed):
+        ask(transport, "http://127.0.0.1:9/")
 
 
 def test_an_encoded_body_is_decoded_up_to_the_limit(transport: Transport) -> None:

@@ -148,8 +148,12 @@ class _HTTPConnection(HTTPConnection):
             super().send(data[start : start + _RECORD_BYTES])
 
     def _new_conn(self) -> socket.socket:
-        """Try each address that the name resolves to. Raises: the OSError of the last."""
-        failure = OSError("the name has no address")
+        """Try each address that the name resolves to.
+
+        Raises: the OSError of the last; ConnectionFailed for a reset, which urllib3 would take for
+        one after the request, and read a reply from no socket.
+        """
+        failure: Exception = OSError("the name has no address")
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         for *_, place in socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM):
             try:
@@ -159,6 +163,8 @@ class _HTTPConnection(HTTPConnection):
                     min(CONNECT_S, CLOCK.left_s()),
                     socket_options=self.socket_options,
                 )
+            except (BrokenPipeError, ConnectionResetError):
+                failure = errors.ConnectionFailed("reset while connecting")
             except OSError as error:
                 failure = error
             else:
