@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from collab.config import default_config
-from collab.llm.keys import LONGEST_BYTES, api_key, key_in_file, key_place
+from collab.llm.keys import LONGEST_BYTES, api_key, hidden, key_in_file, key_place
 
 KEY = "sk-Secret.0123456789"
 
@@ -81,6 +81,14 @@ def test_a_file_that_can_not_be_read_is_named_with_the_reason(tmp_path: Path) ->
         keyed(path=tmp_path)
     with pytest.raises(ValueError, match="can't be read"):
         keyed(path="nul\0")
+    with pytest.raises(ValueError, match="can't be read"):
+        keyed(path="~nobody-of-this-name/key")
+
+
+@pytest.mark.parametrize("stand_in", ["", "x", "EMPTY", "ollama"])
+def test_a_key_is_hidden_but_no_word_that_stands_in_for_one(stand_in: str) -> None:
+    assert hidden(f"it is {KEY}, {KEY}!", KEY) == "it is ***, ***!"
+    assert hidden("an EMPTY box at ollama", stand_in) == "an EMPTY box at ollama"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs an endless file")

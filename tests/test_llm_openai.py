@@ -427,6 +427,11 @@ def test_a_reply_that_says_the_key_does_not_carry_it_on() -> None:
         assert ask(backend_at(base_url), 20.0).text == "your key is ***, is it not?"
 
 
+def test_a_stand_in_for_a_key_spoils_no_reply() -> None:
+    with faulty(http(200, chat("The box is EMPTY."))) as base_url:
+        assert ask(backend_at(base_url, key="EMPTY"), 20.0).text == "The box is EMPTY."
+
+
 def test_the_backend_is_made_from_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     config = default_config()
     config.llm.api_key_env = "OUR_KEY"

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 LONGEST_BYTES = 2**13  # of a key file: a token of a cloud has up to a few thousand
+SHORTEST_SECRET = 8  # shorter keys are stand-ins such as "EMPTY" or "x", parts of any text
 
 
 def api_key(llm: ConfigDict) -> str:
@@ -37,7 +38,7 @@ def key_in_file(path: str) -> str:
     try:
         with open(Path(path).expanduser(), "rb") as file:
             data = file.read(LONGEST_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: "~" of nobody
         reason = getattr(error, "strerror", None) or "no path"
         raise ValueError(
             f"{place} can't be read ({reason}); name a file with the key, or leave it ''"
@@ -48,6 +49,11 @@ def key_in_file(path: str) -> str:
     if len(lines) > 1 or len(data) > LONGEST_BYTES or not lines[0].isascii():
         raise ValueError(f"{place} must hold the key alone: one line of ASCII, no blanks")
     return lines[0].decode("ascii")
+
+
+def hidden(text: str, key: str) -> str:
+    """`text` with the key as ***: a server may say it. A stand-in for a key is left alone."""
+    return text.replace(key, "***") if len(key) >= SHORTEST_SECRET else text
 
 
 def key_place(*, variable: str, path: str) -> str:

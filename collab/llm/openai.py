@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from collab.llm import Completion, Message, errors
 from collab.llm.bodies import error_words, listed_models, read_completion
-from collab.llm.keys import api_key, key_place
+from collab.llm.keys import api_key, hidden, key_place
 from collab.llm.streams import StreamedReply
 from collab.llm.structured import Structure, is_format_named
 from collab.llm.transport import Answer, Transport
@@ -192,7 +192,7 @@ class OpenAIBackend:
 
     def _hidden(self, text: str) -> str:
         """A server may quote the key back."""
-        return text.replace(self._key, "***") if self._key else text
+        return hidden(text, self._key)
 
     def _failure(self, answer: Answer, model: str) -> errors.HelpError:
         """The typed error of a reply whose status is not 200. Quotes codes, never the text."""
