@@ -260,7 +260,11 @@ def test_the_request_on_the_wire() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [None, {}, [], {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": "9"}]
+    "usage",
+    [
+        *(None, {}, [], {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": "9"}),
+        *({"completion_tokens": 10**9}, {"prompt_tokens": 10**400}),
+    ],
 )
 def test_odd_usage_reads_as_unknown(usage: object) -> None:
     assert read_completion(chat(usage=usage)) == Completion("Oslo", None, None)

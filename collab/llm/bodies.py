@@ -13,6 +13,8 @@ from collab.llm import Completion, errors
 from collab.llm.prompts import written_feedback
 from collab.types import FeedbackKind
 
+MOST_TOKENS = 10**7  # that a count may say: several times the longest context of any model
+
 
 def json_object(body: bytes) -> dict[str, Any]:
     """A JSON object in UTF-8, without NaN and with no key twice. Raises: Malformed."""
@@ -54,7 +56,8 @@ def read_completion(body: bytes) -> Completion:
 def completion_of(content: Any, *, refusal: Any, finish: Any, usage: Any) -> Completion:
     """A completion of fields as they came. Raises: Malformed, ContentFiltered.
 
-    A reply that only names a refusal becomes a typed REFUSE. Absent or odd usage reads as None.
+    A reply that only names a refusal becomes a typed REFUSE. Absent or odd usage, a count beyond
+    MOST_TOKENS too, reads as None: it would end the budget of a run.
     """
     if content is None and isinstance(refusal, str):
         content = written_feedback(FeedbackKind.REFUSE, refusal)
@@ -96,5 +99,5 @@ def listed_models(body: bytes) -> list[str]:
 
 
 def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_count = type(value) is int and 0 <= value <= MOST_TOKENS
     return value if is_count else None
