@@ -15,8 +15,10 @@ import logging
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -155,8 +157,8 @@ class Client:
             is_lost = isinstance(error, errors.Transient)
             feedback = self._failed(call.request, error.name, started_s)
         except Exception as error:  # noqa: BLE001 - the one place: no bug here may end a rollout
-            # The type alone: the text of a foreign error may quote the request or the key.
-            logging.warning("a help request ended in %s", type(error).__name__)
+            # Type and place alone: the text of a foreign error may quote the request or the key.
+            logging.warning("a help request ended in %s at %s", type(error).__name__, _place(error))
             feedback = self._failed(call.request, "internal_error", started_s)
         now_s = self._clock()
         self._sender.accounts.note_wait(
@@ -257,3 +259,9 @@ class Client:
             "temperature": self._llm.temperature,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _place(error: BaseException) -> str:
+    """Where an error was raised, as "file.py:12"."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
