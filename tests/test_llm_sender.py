@@ -257,6 +257,28 @@ def test_the_time_spent_waiting_for_a_twin_is_lost_as_well() -> None:
     assert backend.calls == 1
 
 
+def test_what_a_twin_was_refused_is_no_time_lost_but_one_failure_more() -> None:
+    entered, go, clock = threading.Event(), threading.Event(), Clock()
+
+    def refuse() -> Completion:
+        entered.set()
+        assert go.wait(20)
+        clock.now_s += 10.0
+        raise errors.BadRequest("x")
+
+    backend = FakeBackend(refuse, OK, is_local=False)
+    client = client_of(backend, clock, deadline_s=10.0, cache=True)
+    one, two = request(episode="1"), request(episode="2")
+    futures = [client.submit(passed(one)), client.submit(passed(two))]
+    assert entered.wait(20)
+    go.set()
+    assert [future.result(timeout=20).failure for future in futures] == ["bad_request"] * 2
+    counters = client.counters()
+    assert (counters["failures"], counters["failures/bad_request"]) == (2, 2)
+    assert client.submit(passed(later(two))).result(timeout=20).failure is None
+    client.close()
+
+
 # --- the circuit ---------------------------------------------------------------------------
 
 

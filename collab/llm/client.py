@@ -176,10 +176,11 @@ class Client:
     def _join(self, call: Call, future: Future[Feedback], leader: Future[Feedback]) -> None:
         """Pass on the reply to an identical request, which may be another episode's."""
         feedback, waited_s = leader.result(), self._clock() - call.submitted_s
+        if feedback.failure is not None:
+            self._meters.add(**{"failures": 1, f"failures/{feedback.failure}": 1})
+        is_lost = feedback.failure in errors.TRANSIENT
         self._sender.accounts.note_wait(
-            call.account,
-            waited_s=waited_s,
-            lost_s=0.0 if feedback.failure is None else waited_s,
+            call.account, waited_s=waited_s, lost_s=waited_s if is_lost else 0.0
         )
         future.set_result(feedback)
 

@@ -55,6 +55,10 @@ class RateLimited(Transient):
     name = "rate_limited"
 
 
+# What they are called in `Feedback.failure`.
+TRANSIENT = frozenset(each.name for each in Transient.__subclasses__())
+
+
 class Malformed(HelpError):
     """A reply that breaks the protocol: not JSON, no choices, bad UTF-8, too large."""
 
