@@ -124,7 +124,7 @@ def default_config() -> ml_collections.ConfigDict:
                     "hour": {"usd": 0.0, "requests": 0, "tokens": 0},  # any 60 minutes
                     "episode": {"usd": 0.0, "requests": 0, "tokens": 0},
                 },
-                "cache": True,  # identical requests are paid once in a process
+                "cache": True,  # identical requests are paid once in a process; the newest 65,536
                 "probe": {
                     # asked of each helper to tell how strong it is, when a mode starts; 0 = none
                     "requests": 0,

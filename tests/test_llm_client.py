@@ -9,6 +9,7 @@ from concurrent.futures import Future
 import pytest
 
 from collab.llm import Completion, errors
+from collab.llm import client as client_module
 from collab.llm.client import Client
 from collab.llm.meters import METERS
 from collab.llm.sender import DOWN_AFTER
@@ -189,6 +190,15 @@ def test_identical_requests_are_paid_once_and_cost_the_same() -> None:
     counters = client.counters()
     assert (counters["requests"], counters["cache_hits"]) == (4, 1)
     assert counters["usd"] == pytest.approx(3 * 450e-6)
+
+
+def test_the_oldest_replies_leave_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "KEPT", 2)
+    backend = FakeBackend(OK)
+    client = Client(backend, llm_config(cache=True), REQUESTS)
+    for text, calls in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("b", 3), ("a", 4)):
+        client.submit(passed(request(text))).result(timeout=0)
+        assert backend.calls == calls
 
 
 def test_failures_are_not_cached() -> None:

@@ -30,6 +30,7 @@ from collab.privacy.gate import Screened
 from collab.types import Feedback, FeedbackKind, HelpRequest
 
 LONGEST_BACKOFF_S = 30.0
+KEPT = 2**16  # newest replies in the cache, some 140 MB; a long run must not grow for ever
 
 
 class Client:
@@ -169,6 +170,8 @@ class Client:
         with self._lock:
             if feedback.failure is None and key:
                 self._leaders.setdefault(key, future)
+                if len(self._leaders) > KEPT:
+                    del self._leaders[next(iter(self._leaders))]
             elif self._leaders.get(key) is future:
                 del self._leaders[key]  # a failure is not cached
         future.set_result(feedback)
