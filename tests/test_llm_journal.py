@@ -185,6 +185,21 @@ def test_nothing_is_sent_that_can_not_be_written_down(
         Journal(path).add(usd=0.0, requests=1, tokens=0)
 
 
+def test_a_reply_that_was_paid_for_is_given_though_it_can_not_be_written_down(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply_on_a_full_disk() -> Completion:
+        monkeypatch.setattr(journal.os, "write", lambda file, data: 0)
+        return OK
+
+    client = Client(
+        FakeBackend(reply_on_a_full_disk), llm_config(), REQUESTS, journal=Journal(path)
+    )
+    found = [client.submit(passed(request(str(i)))).result(timeout=0).failure for i in range(4)]
+    assert found == [None, "journal_failed", "journal_failed", "helper_down"]
+    assert client.counters()["usd"] == pytest.approx(450e-6)
+
+
 def test_a_folder_that_can_not_be_written_is_said_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"spend journal .*: No such file or directory; name a"):
         Journal(tmp_path / "none" / "spend.jsonl")

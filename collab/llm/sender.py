@@ -19,7 +19,7 @@ from collab.llm.accounts import Account, Accounts
 from collab.llm.breaker import CircuitBreaker, RetryBudget
 from collab.llm.budget import Budget, Prices
 from collab.llm.hedging import first_reply
-from collab.llm.journal import Journal
+from collab.llm.journal import Journal, JournalFailed
 from collab.llm.limits import RateLimits
 from collab.llm.meters import Meters
 from collab.llm.replay import ReplayBackend
@@ -283,7 +283,10 @@ class Sender:
         )
         self._limits.settle(reserved=call.tokens, used=sent + received)
         usd = self.usd(call.request, completion)
-        self.budget.add_reply(call.account.spent, usd=usd, tokens=sent + received)
+        try:
+            self.budget.add_reply(call.account.spent, usd=usd, tokens=sent + received)
+        except JournalFailed as error:  # it is paid for, so it is given; the next is not sent
+            self._note_outcome(error)
         is_spent = self.budget.is_spent
         with self._lock:
             is_news, self._was_spent = is_spent and not self._was_spent, is_spent
