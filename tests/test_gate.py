@@ -162,17 +162,41 @@ def test_the_summary_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "private units in what was blocked: doctor 1" in said
 
 
-def test_a_line_that_a_kill_cut_is_left_out_and_any_other_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", ['{"ti', '{"time": "20', '{"time": "2026", "where": "a"'])
+def test_a_line_that_a_kill_cut_is_left_out_and_said(
+    cut: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "audit.jsonl"
     count = len(screened_log(path))
     with path.open("a") as file:
-        file.write('{"time": "20')
+        file.write(cut)
     assert len(audit.read(path)) == count
+    screened_log(path)  # the run goes on
+    caplog.clear()
+    assert len(audit.read(path)) == 2 * count
+    assert "1 lines that were cut short are left out" in caplog.text
+
+
+@pytest.mark.parametrize("odd", ["no JSON", "[1]", '{"step": 1}'])
+def test_a_line_of_another_file_is_named(odd: str, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    count = len(screened_log(path))
     with path.open("a") as file:
-        file.write("\n")
+        file.write(f"{odd}\n")
     with pytest.raises(ValueError, match=rf"line {count + 1} is no line of an audit log"):
         audit.read(path)
     assert audit.main([str(path)]) == 2
+
+
+def test_nothing_leaves_that_can_not_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"audit log .*: Is a directory; name a --workdir"):
+        AuditLog(tmp_path, where="x")
+    gate = Gate("observe", AuditLog(tmp_path / "audit.jsonl", where="x"))
+    monkeypatch.setattr(audit.os, "write", lambda file, data: len(data) - 1)
+    with pytest.raises(OSError, match=r"No space left on device: '.*audit\.jsonl'"):
+        gate.screen(request("is Vera Stone there ?"), (DOCTOR,))
 
 
 def test_an_empty_log(tmp_path: Path) -> None:
