@@ -139,9 +139,9 @@ def assemble(config: Any, workdir: str) -> Assembly:
     # Of a helper in this process the checkpoint tells: what it "costs" is part of the experiment.
     journal = None if not backend.where else Journal(folder / "spend.jsonl")
     client = Client(backend, config.llm, config.requests, journal=journal)
-    audit = None
+    audit, audit_path = None, folder / "audit.jsonl"
     if backend.where and config.privacy.gate != "off":
-        audit = AuditLog(folder / "audit.jsonl", where=backend.where)
+        audit = AuditLog(audit_path, where=backend.where)
     gate = Gate(config.privacy.gate, audit)
     policy = Policy(
         transformer_config(config.model, tokenizer.size), len(action_names(request_names(config)))
@@ -159,7 +159,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
         backend=backend,
         client=client,
         gate=gate,
-        panel=Panel.from_config(config, knowledge=task.knowledge, mesh=mesh),
+        panel=Panel.from_config(config, knowledge=task.knowledge, mesh=mesh, audit_path=audit_path),
         pool=pool,
         engine=Engine(policy, tokenizer, client, config, mesh, gate, pool),
     )

@@ -69,7 +69,7 @@ def test_only_the_client_makes_a_sender_and_only_the_gate_a_screened_request() -
 
 
 def test_what_passes_an_open_gate_stays_or_is_for_the_judge() -> None:
-    """Two clients stand behind gates that are always off.
+    """Two clients stand behind gates that let everything pass.
 
     The teacher of the cold start is in this process. A judge is asked whether a text gives private
     units away, and can't be without being shown them. So its address must be on this machine unless
@@ -172,7 +172,7 @@ def test_what_the_gate_lets_out_comes_back_and_is_scored(
     outcomes = [line["outcome"] for line in audit.read(tmp_path / "audit.jsonl")]
     assert ("blocked" in outcomes) == (mode == "block")
     assert len(heard) == outcomes.count("sent")
-    # The judge is no helper: it is shown the units, and what is sent to it is in no audit log.
+    # The judge is no helper: it is shown the units, and on this machine no audit log says so.
     assert Detector([UNIT]).leaked(["\n".join(told_judge)]).any()
 
 

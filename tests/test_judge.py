@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from collab.config import default_config
 from collab.llm import Completion, errors
 from collab.llm.serve import serving
+from collab.privacy import audit
 from collab.privacy.judge import INSTRUCTION, Judge, question, read_verdict
 from collab.types import PrivateUnit
 from episodes import answer, ask, make_episode, make_problem
@@ -149,6 +151,24 @@ def test_nothing_is_asked_where_nothing_could_leak(judge: Judge, backend: JudgeB
         (), (frozenset(),), (frozenset(),),
     ]  # fmt: skip
     assert backend.calls == 0
+
+
+@pytest.mark.parametrize("may_leave", [True, False])
+def test_what_may_leave_the_machine_for_a_judge_is_in_the_audit_log(
+    backend: JudgeBackend, may_leave: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    with serving(backend) as url:
+        config = judging(url, may_leave_machine=may_leave)
+        with contextlib.closing(Judge.from_config("judge", config, audit_path=path)) as judge:
+            judge.verdicts([leaking("hello", "elm")])
+    assert path.exists() == may_leave
+    if may_leave:
+        lines = audit.read(path)
+        assert [(line["where"], line["kind"], line["outcome"]) for line in lines] == [
+            (url, "judge", "sent")
+        ] * 2
+        assert all(line["units"] == sorted(unit.kind for unit in UNITS) for line in lines)
 
 
 def test_identical_questions_are_asked_once(judge: Judge, backend: JudgeBackend) -> None:

@@ -77,8 +77,10 @@ class AuditLog:
         self._write((json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
-        """Close the file; further notes are errors."""
-        os.close(self._file)
+        """Close the file; further notes are errors, a second time does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _write(self, data: bytes) -> None:
         with self._lock:

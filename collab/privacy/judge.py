@@ -2,13 +2,15 @@
 
 One question for each request that left, with the episode's earlier ones and all its units. The
 judge sees the private text itself, so it runs in this process or on this machine unless
-`may_leave_machine` says otherwise. What the detector finds by matching it need not know; who is
-asked about what, and how far verdicts agree, is in `collab.privacy.panel`.
+`may_leave_machine` says otherwise; then the audit log names every question. What the detector finds
+by matching it need not know; who is asked about what, and how far verdicts agree, is in
+`collab.privacy.panel`.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
 import re
 import urllib.parse
 import urllib.request
@@ -19,6 +21,7 @@ import jax
 
 from collab.llm import Message, errors, make_backend
 from collab.llm.client import Client
+from collab.privacy.audit import AuditLog
 from collab.privacy.gate import Gate
 from collab.types import Episode, Feedback, FeedbackKind, HelpRequest, Knowledge, PrivateUnit
 
@@ -72,10 +75,12 @@ def read_verdict(answer: str, units: Sequence[PrivateUnit]) -> Verdict:
 class Judge:
     """Asks one LLM, and counts the answers that are no verdict."""
 
-    def __init__(self, client: Client, *, reply_tokens: int) -> None:
+    def __init__(self, client: Client, *, reply_tokens: int, audit: AuditLog | None = None) -> None:
+        """audit: where the questions are noted, None = nowhere; closed with this."""
         self._client, self._reply_tokens = client, reply_tokens
         self._unreadable = 0
-        self._gate = Gate("off")  # what the gate would hold back is what the judge has to see
+        # What a gate would hold back is what the judge has to see.
+        self._gate = Gate("observe", audit)
 
     @classmethod
     def from_config(
@@ -85,10 +90,12 @@ class Judge:
         *,
         knowledge: Knowledge | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        audit_path: pathlib.Path | None = None,
     ) -> Judge:
         """The judge of `config.privacy[name]`, with a client of its own.
 
-        mesh: of the run, for a backend that computes on it; None = one device.
+        mesh: of the run, for a backend that computes on it; None = one device. audit_path: the log
+        that names what is asked of a judge that may be on another machine; None = no log.
         Raises: ValueError or HelperUnusable that names the section, before anything compiles.
         """
         settings = config.privacy[name]
@@ -113,7 +120,10 @@ class Judge:
         except ValueError as error:
             raise ValueError(f"privacy.{name}: {error}") from None
         client = Client(backend, llm, {KIND: INSTRUCTION}, write=_chat, read=_as_it_is)
-        return cls(client, reply_tokens=settings.reply_tokens)
+        audit = None
+        if audit_path is not None and backend.where and settings.may_leave_machine:
+            audit = AuditLog(audit_path, where=backend.where)
+        return cls(client, reply_tokens=settings.reply_tokens, audit=audit)
 
     def verdicts(
         self, episodes: Sequence[Episode], on_done: Callable[[int], None] = lambda count: None
@@ -125,7 +135,7 @@ class Judge:
         """
         waiting = [
             [
-                self._client.submit(self._gate.screen(asked, ()))
+                self._client.submit(self._gate.screen(asked, episode.problem.units))
                 if episode.problem.units and text
                 else None
                 for text, asked in zip(episode.outgoing, self._asked(episode), strict=True)
@@ -157,8 +167,9 @@ class Judge:
         self._client.restore_spend(state)
 
     def close(self) -> None:
-        """Free connections."""
+        """Free connections, close the log."""
         self._client.close()
+        self._gate.close()
 
     def _verdict(self, feedback: Feedback, units: Sequence[PrivateUnit]) -> Verdict:
         if feedback.failure is not None:

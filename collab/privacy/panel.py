@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,11 +56,14 @@ class Panel:
         *,
         knowledge: Knowledge | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        audit_path: pathlib.Path | None = None,
     ) -> Panel:
         """The judges of `config.privacy` that are not off. Raises as `Judge.from_config` does."""
         settings = config.privacy
         judges = {
-            name: Judge.from_config(name, config, knowledge=knowledge, mesh=mesh)
+            name: Judge.from_config(
+                name, config, knowledge=knowledge, mesh=mesh, audit_path=audit_path
+            )
             for name in (JUDGE, AUDIT)
             if settings[name].mode != "off"
         }
