@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from collab.llm import estimated_tokens
 from collab.llm.client import Client
 from collab.llm.fingerprint import OPEN, Fingerprint, Reply
+from collab.llm.scripted import EQUALS
 from collab.privacy.detector import Detector
 from collab.privacy.gate import Gate
 from collab.tasks.grading import as_number, exact_match, loose_accuracy
@@ -123,7 +124,7 @@ def reply_to(probe: Probe, feedback: Feedback) -> Reply:
         relation=probe.relation,
         kind=feedback.kind.value,
         is_right=feedback.kind in _ANSWERS and bool(probe.answer) and _holds(probe, feedback.text),
-        is_statement=" = " in feedback.text,
+        is_statement=EQUALS in feedback.text,
         tokens=feedback.completion_tokens or estimated_tokens(feedback.text),
         latency_s=feedback.latency_s,
         usd=feedback.cost_usd,

@@ -85,9 +85,14 @@ def parse_feedback(text: str) -> tuple[FeedbackKind, str]:
     Anything else is an ANSWER with the whole text; a JSON object cut off by the token limit keeps
     what there is of it. Never raises, and the text returned is always valid Unicode.
     """
-    text = _THOUGHT.sub("", text, count=1).strip()
+    text = thoughtless(text).strip()
     kind, said = _from_object(text) or _from_cut_object(text) or _from_label(text)
     return kind, _well_formed(said)
+
+
+def thoughtless(reply: str) -> str:
+    """A reply without the thought that it begins with."""
+    return _THOUGHT.sub("", reply, count=1)
 
 
 def after_feedback(text: str) -> str | None:
@@ -97,7 +102,7 @@ def after_feedback(text: str) -> str | None:
     """
     if _is_thinking(text):
         return None
-    rest = _THOUGHT.sub("", text, count=1)
+    rest = thoughtless(text)
     match = _OBJECT.search(rest)
     if match is None or _from_object(rest) is None:
         return None
@@ -108,7 +113,7 @@ def holds_text(text: str) -> bool:
     """Whether the beginning of a reply says something already, rather than opens an object."""
     if _is_thinking(text):
         return False
-    rest = _THOUGHT.sub("", text, count=1).strip()
+    rest = thoughtless(text).strip()
     read = _from_object(rest) or _from_cut_object(rest)
     if read is None and "{" in rest:
         return False

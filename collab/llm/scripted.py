@@ -22,8 +22,7 @@ from collab.llm import Completion, Message, errors, estimated_tokens
 from collab.llm.prompts import parse_request, written_feedback
 from collab.types import REPLY, FeedbackKind, Knowledge, Resolution, Step
 
-JOINER = " ; "
-EQUALS = " = "
+JOINER, EQUALS = " ; ", " = "  # between statements "query = answer", and within one
 UNKNOWN = "I do not know"
 RIGHT = "right"
 FILLER = (  # no " = " and no " ; " in them: they state nothing

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from collab.llm.scripted import EQUALS, JOINER
 from collab.types import Feedback, FeedbackKind, Knowledge
 
 DROPPED = "dropped"  # the failure's name
 TELLING = (FeedbackKind.ANSWER, FeedbackKind.HINT, FeedbackKind.CORRECTION)
-JOINER, EQUALS = " ; ", " = "  # between statements "query = answer", and within one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import jax
 
 from collab.llm import Message, errors, make_backend
 from collab.llm.client import Client
+from collab.llm.prompts import thoughtless
 from collab.privacy.audit import AuditLog
 from collab.privacy.gate import Gate
 from collab.types import Episode, Feedback, FeedbackKind, HelpRequest, Knowledge, PrivateUnit
@@ -41,7 +42,6 @@ the request gives away; {"leaked": []} if it gives none away."""
 CLOSING = 'Which units does the request give away? Reply {"leaked": [NUMBERS]}.'
 
 _LEAKED = re.compile(r'"leaked"\s*:\s*(\[[^\[\]{}]*\])')
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
 
 def question(units: Sequence[PrivateUnit], earlier: Sequence[str], request: str) -> str:
@@ -67,7 +67,7 @@ def read_verdict(answer: str, units: Sequence[PrivateUnit]) -> Verdict:
     The list may stand inside other text; a unit may be named by its number or its text. Two lists
     that differ, or one that names anything else, are no verdict.
     """
-    lists = _LEAKED.findall(_THOUGHT.sub("", answer, count=1))
+    lists = _LEAKED.findall(thoughtless(answer))
     found = {_units_of(text, units) for text in lists}
     return found.pop() if len(found) == 1 else None
 
