@@ -43,10 +43,10 @@ NOBODYS = (
 
 @contextlib.contextmanager
 def faulty(
-    backend: Backend, *, fault: str = MIX, rate: float = 1.0, seed: int = 0
+    backend: Backend, *, fault: str = MIX, rate: float = 1.0, seed: int = 0, port: int = 0
 ) -> Iterator[str]:
     """Serve `backend` with faults from a thread; yields the base URL. See `FaultyServer`."""
-    server = FaultyServer(backend, host="127.0.0.1", port=0, fault=fault, rate=rate, seed=seed)
+    server = FaultyServer(backend, host="127.0.0.1", port=port, fault=fault, rate=rate, seed=seed)
     thread = threading.Thread(target=server.serve_forever, name="llm-faults", daemon=True)
     thread.start()
     try:
@@ -235,9 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         config = load_config(flags.config) if flags.config else default_config()
+        config.llm.backend = flags.backend
         validate(config)
+        backend = serve.task_backend(flags.backend, config, flags.data_dir)
         server = FaultyServer(
-            serve.task_backend(flags.backend, config, flags.data_dir),
+            backend,
             host=flags.host,
             port=flags.port,
             fault=flags.fault,
@@ -247,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, OverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    serve.serve_until_interrupted(server, flags.fault)
+    with contextlib.closing(backend):
+        serve.serve_until_interrupted(server, flags.fault)
     logging.info("injected: %s", json.dumps(server.counts()["injected"]))
     return 0
 

@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,7 +28,7 @@ import jax
 from collab.config import default_config
 from collab.llm import Message, errors, make_backend
 from collab.llm.fault_table import FAULTS
-from collab.llm.faults import MIX, FaultyServer
+from collab.llm.faults import MIX, faulty
 from collab.metrics import read_jsonl
 from collab.progress import progress
 from collab.report import git_commit
@@ -48,20 +47,6 @@ HUNG_S = 900.0  # a child is ended then
 PLAIN_MALLOC = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
-@contextlib.contextmanager
-def served(fault: str, rate: float, port: int = 0) -> Iterator[str]:
-    """`faults.faulty`, at a port that may be named; yields the base URL."""
-    server = FaultyServer(Echo(), host="127.0.0.1", port=port, fault=fault, rate=rate, seed=0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.base_url
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def call_times() -> dict[str, Any]:
     """For each fault: what calls with a deadline end in, and how long past it."""
     llm = default_config().llm
@@ -70,7 +55,7 @@ def call_times() -> dict[str, Any]:
     with progress(len(FAULTS), "deadlines") as line:
         for name, fault in FAULTS.items():
             taken, ends = [], set()
-            with served(name, 1.0) as base_url:
+            with faulty(Echo(), fault=name) as base_url:
                 llm.base_url = base_url
                 backend = make_backend("openai", llm)
                 for _ in range(CALLS_EACH):
@@ -135,7 +120,7 @@ def run_child(
     what: str, workdir: pathlib.Path, fault: str, rate: float, *options: str
 ) -> dict[str, Any]:
     """A child against a server with a fault; its result, and what was injected."""
-    with served(fault, rate) as url:
+    with faulty(Echo(), fault=fault, rate=rate) as url:
         found = Child(what, workdir, url, *options).result()
         with urllib.request.urlopen(f"{url}/faults") as counted:
             return {**found, "injected": json.load(counted)["injected"]}
@@ -144,7 +129,7 @@ def run_child(
 def outage(workdir: pathlib.Path, data: str) -> dict[str, Any]:
     """Training while the helper is gone for OUTAGE_S and comes back at the same address."""
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(served(MIX, 0.0))
+        url = stack.enter_context(faulty(Echo(), rate=0.0))
         child = Child("outage", workdir, url, data)
         metrics = workdir / "metrics.jsonl"
         while child.process.poll() is None and _iterations(metrics) < BEFORE_OUTAGE:
@@ -153,7 +138,8 @@ def outage(workdir: pathlib.Path, data: str) -> dict[str, Any]:
         gone_s = time.monotonic()
         time.sleep(OUTAGE_S)
         back_s = time.monotonic()
-        stack.enter_context(served(MIX, 0.0, port=int(url.rsplit(":", 1)[1].split("/")[0])))
+        port = int(url.rsplit(":", 1)[1].split("/")[0])
+        stack.enter_context(faulty(Echo(), rate=0.0, port=port))
         return {**child.result(), "gone_s": round(gone_s, 2), "back_s": round(back_s, 2)}
 
 
