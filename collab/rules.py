@@ -158,6 +158,11 @@ def _check_help(config: Any) -> None:
         "llm.model is empty; name a model that the server at llm.base_url serves",
     )
     weights = [row.get("weight", llm.scripted.weight) for row in llm.helpers.values()]
+    for name, weight in zip(llm.helpers, weights, strict=True):
+        _require(
+            0 <= weight < math.inf,
+            f"llm.helpers.{name}.weight={weight} must be 0 or more; try 1.0",
+        )
     _require(
         not weights or sum(weights) > 0,
         "every row of llm.helpers has weight 0, so none can be drawn; try weight=1.0",

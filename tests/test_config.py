@@ -146,6 +146,7 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"llm.helpers": {"a": {"hops": "two"}}},
             "llm.helpers.a.hops='two' must be of type int, as in llm.scripted; try 3",
         ),
+        ({"llm.helpers": {"a": {"weight": -1.0}}}, "llm.helpers.a.weight=-1.0 must be 0 or more"),
         ({"llm.helpers": {"a": {"weight": "2"}}}, "llm.helpers.a.weight='2' must be of type float"),
         (
             {"model.helper_features": ("strength",)},
