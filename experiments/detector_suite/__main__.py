@@ -31,6 +31,7 @@ from experiments.detector_suite.units import KINDS, Unit, episode, unit
 
 HERE = pathlib.Path(__file__).parent
 REPEATS = 5  # of each timing; the median counts
+LEAST_RECALL, MOST_ALARMS, LEAST_PER_S = 0.98, 0.005, 2000
 Case = tuple[str, list[Unit], list[str]]  # obfuscation, units with the hidden one first, requests
 
 
@@ -145,10 +146,10 @@ def measure(
     if misses is not None:
         misses.write_text("\n".join(wrong) + "\n", encoding="utf-8")
     sums = [sum(counter[name] for name in claimed) for counter in (found, total)]
-    return {
+    result = {
         "seed": seed,
         "commit": git_commit(),
-        "device": _processor(),
+        "device": processor(),
         "python": platform.python_version(),
         "recall": share(*sums),
         "false_alarms_per_request": share(noisy, 4 * len(quiet)),
@@ -160,9 +161,32 @@ def measure(
         "by_kind": {kind: share(by_kind[kind], of_kind[kind]) for kind in KINDS},
         "beyond": {name: share(found[name], total[name]) for name in beyond},
     }
+    return {**result, "claims": claims(result)}
 
 
-def _processor() -> str:
+def claims(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is wanted of the detector, and whether it holds; shares by their point estimates."""
+    recall, alarmed = result["recall"], result["false_alarms_per_request"]
+    worst, least = min(result["by_obfuscation"].items(), key=lambda row: row[1]["share"])
+    per_s = result["requests_per_s"]
+    rows = [
+        ("recall over the claimed obfuscations is at least 0.98",
+         recall["share"], recall["ci"], recall["share"] >= LEAST_RECALL),
+        (f"so it is over each of them (the worst: {worst})",
+         least["share"], least["ci"], least["share"] >= LEAST_RECALL),
+        ("at most 0.5 % of clean requests raise an alarm",
+         alarmed["share"], alarmed["ci"], alarmed["share"] <= MOST_ALARMS),
+        *((f"one core looks at 2,000 requests a second, {which}",
+           per_s[name], None, per_s[name] >= LEAST_PER_S)
+          for name, which in (("clean", "clean ones"), ("hidden", "ones that hide a unit"))),
+    ]  # fmt: skip
+    return [
+        {"claim": claim, "figure": figure, "ci": ci, "seeds": [result["seed"]], "holds": holds}
+        for claim, figure, ci, holds in rows
+    ]
+
+
+def processor() -> str:
     """The processor's name where Linux tells it."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

@@ -26,7 +26,7 @@ from collab.progress import progress
 from collab.report import git_commit
 from collab.types import Exchange, HelpRequest, PrivateUnit
 from experiments.detector_suite import obfuscations
-from experiments.detector_suite.__main__ import Case, cases
+from experiments.detector_suite.__main__ import Case, cases, processor
 
 HERE = pathlib.Path(__file__).parent
 SEED = 2  # 0 and 1 were looked at while the detector was written
@@ -136,6 +136,23 @@ def fuzz(mode: str, count: int) -> dict[str, Any]:
     }
 
 
+def claims(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """No unit on the wire where the gate holds something back; some where it does not."""
+    seen = "episodes_with_a_unit_in_plain_on_the_wire"
+    return [
+        {
+            "claim": f"{run['mode']}: {'some' if run['mode'] == 'observe' else 'no'} unit is in "
+            f"plain on the wire, of {run['requests']} requests (episodes)",
+            "figure": run[seen],
+            # None seen of n: the rule of three.
+            "ci": None if run[seen] else [0.0, round(3 / run["episodes"], 6)],
+            "seeds": [SEED],
+            "holds": (run[seen] > 0) == (run["mode"] == "observe"),
+        }
+        for run in runs
+    ]
+
+
 def main() -> None:
     """Fuzz both modes that hold something back, and one that does not: there units must arrive."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,10 +161,13 @@ def main() -> None:
     )
     count = parser.parse_args().requests
     counts = {"block": count, "mask": count // 10, "observe": count // 10}
+    runs = [fuzz(mode, count) for mode, count in counts.items()]
     result = {
         "commit": git_commit(),
+        "device": processor(),
         "seed": SEED,
-        "runs": [fuzz(mode, count) for mode, count in counts.items()],
+        "claims": claims(runs),
+        "runs": runs,
     }
     (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for run in result["runs"]:

@@ -28,7 +28,7 @@ from collab.report import git_commit
 from collab.rollout.episodes import empty_trace
 from collab.rules import validate
 from collab.types import ANSWER, Episode, Feedback, FeedbackKind, Problem, Segment, Status
-from experiments.detector_suite.__main__ import _processor as processor
+from experiments.detector_suite.__main__ import processor
 from experiments.judge_agreement.suite import CATEGORIES, Case, cases
 
 HERE = pathlib.Path(__file__).parent
