@@ -29,6 +29,7 @@ from collab.llm.faults import MIX, FaultyServer, faulty, main
 from collab.llm.openai import OpenAIBackend
 from collab.llm.scripted import ScriptedBackend
 from collab.types import FeedbackKind, HelpRequest, Resolution, Step
+from experiments.fault_campaign import reading
 from fake_llm import passed
 
 DEADLINE_S = 1.0
@@ -257,6 +258,25 @@ def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out.splitlines()
     for name, fault in FAULTS.items():
         assert sum(line.split() == [name, *fault.does.split()] for line in told) == 1
+
+
+def test_the_campaign_tells_an_error_of_ours_from_a_servers() -> None:
+    run = {
+        "exit_status": 0,
+        "statuses": {"ANSWERED": reading.EPISODES},
+        "miscredited": 0,
+        "client": {"failures/malformed": 3.0},
+        "wall_s": 1.0,
+        "waited_s": 0.0,
+        "ended_s": 0.0,
+        "peak_rss_mb": 100,
+    }
+    bug = {**run, "client": {"failures/internal_error": 1.0}}
+    parts = {"free": [run], "training": {"html": run, "reset": bug}}
+    assert reading.verdict("html", parts) == []
+    assert reading.verdict("reset", parts) == ["ours"]
+    (row,) = [row for row in reading.claims(parts) if "error of our own" in row["claim"]]
+    assert (row["figure"], row["holds"]) == ("1 of 2: not reset", False)
 
 
 CONFIG = """from collab.config import default_config

@@ -18,6 +18,7 @@ SLOWER = 1.5  # times the run without faults, besides what was waited for
 SLOWER_STEP = 2.0  # times the usual, through an outage
 GROWTH_MB = 30  # of peak memory over the runs without faults
 FLAT_MB = 0.5  # per 10,000 calls, at the upper end of the interval
+OURS = "failures/internal_error"  # a bug, whatever the server did
 NEAREST = 4  # runs without faults, in time, that a run is compared with
 SPOILS_NEXT = ("closed_after", "stray_reply")  # the next call on the connection may fail
 EPISODES = ITERATIONS * PROBLEMS * SAMPLES
@@ -54,6 +55,7 @@ VERDICTS = {
     "exit": "training finishes",
     "status": "every episode has a status",
     "credit": "no reply is credited to another request (but where nothing tells)",
+    "ours": "no request ends in an error of our own",
     "slow": f"wall under {SLOWER} times the median of the nearest runs without faults, plus waits",
     "memory": f"peak memory within {GROWTH_MB} MB of the runs without faults",
 }
@@ -70,6 +72,8 @@ def verdict(name: str, parts: Parts) -> list[str]:
         wrong.append("status")
     if found["miscredited"] and name not in UNDETECTABLE:
         wrong.append("credit")
+    if found["client"].get(OURS):
+        wrong.append("ours")
     if name == OUTAGE:  # as long as it takes; its steps are looked at one by one
         return wrong
     if found["wall_s"] > SLOWER * free_s(found, parts) + found["waited_s"]:
@@ -156,6 +160,8 @@ def _of_calls(found: Mapping[str, Any]) -> list[tuple[str, Any, Any, bool]]:
         (f"{found['asked']} calls at 20 % faults: all resolved, none credited wrongly",
          [found["resolved"], found["miscredited"]], None,
          found["resolved"] == found["asked"] and not found["miscredited"]),
+        ("no call ends in an error of our own", found["client"].get(OURS, 0.0), None,
+         not found["client"].get(OURS)),
         ("open files and threads are back at the start",
          [[row["open_files"], row["threads"]] for row in (before, after)], None, is_back),
         ("memory is flat: MB per 10,000 calls", round(slope, 2),
