@@ -1,6 +1,6 @@
 """What keeps an outage cheap: a circuit breaker, and one budget of retries for all requests.
 
-Both are told how attempts ended and say whether another may go. Sending is `client`'s business, how
+Both are told how attempts ended and say whether another may go. Sending is `sender`'s business, how
 much of an outage one episode bears `accounts`'s. Thread-safe; no threads, sleeps or I/O.
 """
 

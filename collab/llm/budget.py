@@ -1,7 +1,7 @@
 """What help may cost, in dollars, requests and tokens: per run, per hour and per episode.
 
 Prices are a table of the config. What is spent goes into checkpoints as a plain dict, and where it
-is real money into a `journal` as it happens. Whether anything is sent is `client`'s business.
+is real money into a `journal` as it happens. Whether anything is sent is `sender`'s business.
 Thread-safe; no threads or sleeps.
 """
 
@@ -70,8 +70,9 @@ class Budget:
     """Counts what is spent against the limits of `llm.budget`.
 
     Requests are counted before they are sent, so their limits hold exactly. Dollars and tokens are
-    known only afterwards: they overshoot by at most what is in flight. An hour is any 60 minutes,
-    counted in steps of one and rounded up, so that it rather allows too little.
+    known only afterwards: they overshoot by at most what is in flight. One that got no reply, at a
+    deadline for example, costs nothing here; a server may bill it all the same. An hour is any 60
+    minutes, counted in steps of one and rounded up, so that it rather allows too little.
     """
 
     def __init__(
