@@ -1,7 +1,8 @@
 """Structured output: the forms of `response_format` in use, and which of them a server takes.
 
 A server that knows none says so with an error, which costs nothing, and is asked without one from
-then on; those few tries are not counted as requests. A server that ignores the field replies as ever, so replies are always parsed.
+then on; those few tries are not counted as requests. A server that ignores the field replies as
+ever, so replies are always parsed.
 """
 
 from __future__ import annotations
