@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -255,6 +256,41 @@ def test_the_time_spent_waiting_for_a_twin_is_lost_as_well() -> None:
     assert client.submit(passed(later(two))).result(timeout=20).failure == "circuit_open"
     client.close()
     assert backend.calls == 1
+
+
+@pytest.mark.parametrize("episode_deadline_s", [0.0, 10.0])
+def test_no_episode_waits_for_a_twin_beyond_its_own_deadline(episode_deadline_s: float) -> None:
+    entered, go, clock = threading.Event(), threading.Event(), Clock()
+
+    def take_long() -> Completion:
+        clock.now_s += 9.9
+        if episode_deadline_s:
+            return OK
+        raise errors.TimedOut("x")  # which shortens the next deadline
+
+    def wait() -> Completion:
+        entered.set()
+        assert go.wait(20)
+        return OK
+
+    backend = FakeBackend(take_long, wait, is_local=False)
+    bounds = {"deadline_s": 10.0, "episode_deadline_s": episode_deadline_s}
+    client = client_of(backend, clock, cache=True, retries=0, **bounds)
+    first = request(episode="1")
+    client.submit(passed(first)).result(timeout=20)
+    twin = later(first)
+    leader = client.submit(passed(dataclasses.replace(twin, episode="2")))
+    assert entered.wait(20)
+    follower, third = client.submit(passed(twin)), dataclasses.replace(twin, episode="3")
+    assert follower.result(timeout=20).failure == "timed_out"  # 0.1 s was left, and has passed
+    patient = client.submit(passed(third))
+    assert not leader.done() and not patient.done()
+    go.set()
+    assert leader.result(timeout=20).failure is patient.result(timeout=20).failure is None
+    assert client.counters()["failures/timed_out"] == (1 if episode_deadline_s else 2)
+    assert client.submit(passed(twin)).result(timeout=20).failure is None  # it is there now
+    client.close()
+    assert backend.calls == 2
 
 
 def test_what_a_twin_was_refused_is_no_time_lost_but_one_failure_more() -> None:

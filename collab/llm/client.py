@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import random
 import threading
 import time
@@ -103,7 +104,7 @@ class Client:
                 self._leaders[key] = future
         self._meters.add(requests=1, cache_hits=leader is not None)
         if leader is not None:
-            leader.add_done_callback(functools.partial(self._join, call, future))
+            self._follow(call, future, leader)
         elif self._pool is None or self._closing.is_set():
             self._resolve(call, key, future)
         else:
@@ -176,8 +177,30 @@ class Client:
                 del self._leaders[key]  # a failure is not cached
         future.set_result(feedback)
 
-    def _join(self, call: Call, future: Future[Feedback], leader: Future[Feedback]) -> None:
+    def _follow(self, call: Call, future: Future[Feedback], leader: Future[Feedback]) -> None:
+        """Get what an identical request gets, unless the episode can't wait so long for it."""
+        once = threading.Lock()  # taken by who resolves the future
+        left_s = self._sender.may_wait_s(call.account)
+        if left_s < math.inf and not leader.done():
+            timer = threading.Timer(max(0.0, left_s), self._leave, (call, future, once))
+            timer.daemon = True
+            timer.start()
+            leader.add_done_callback(lambda _: timer.cancel())
+        leader.add_done_callback(functools.partial(self._join, call, future, once))
+
+    def _leave(self, call: Call, future: Future[Feedback], once: threading.Lock) -> None:
+        """The episode's time is up before its twin's."""
+        if once.acquire(blocking=False):
+            waited_s = self._clock() - call.submitted_s
+            self._sender.accounts.note_wait(call.account, waited_s=waited_s, lost_s=waited_s)
+            future.set_result(self._failed(call.request, errors.TimedOut.name, call.submitted_s))
+
+    def _join(
+        self, call: Call, future: Future[Feedback], once: threading.Lock, leader: Future[Feedback]
+    ) -> None:
         """Pass on the reply to an identical request, which may be another episode's."""
+        if not once.acquire(blocking=False):
+            return
         feedback, waited_s = leader.result(), self._clock() - call.submitted_s
         if feedback.failure is not None:
             self._meters.add(**{"failures": 1, f"failures/{feedback.failure}": 1})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -164,6 +165,12 @@ class Sender:
         """Whether other episodes may wait for this one's request: it has a whole deadline left."""
         left_s = min(self.accounts.patience_s(account), self.accounts.left_s(account))
         return left_s >= self._llm.deadline_s and self.budget.allows(account.spent)
+
+    def may_wait_s(self, account: Account) -> float:
+        """For how long the episode may wait for another's request; inf as long as it may lead."""
+        patience_s = self.accounts.patience_s(account)
+        bound_s = patience_s if patience_s < self._llm.deadline_s else math.inf
+        return min(bound_s, self.accounts.left_s(account))
 
     def usd(self, request: HelpRequest, completion: Completion) -> float:
         """The price of a completion whose usage is known."""
