@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fcntl
 import pathlib
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_collections
@@ -244,6 +247,23 @@ def test_stored_problems_are_the_generated_ones_in_order(task: WorldTask) -> Non
         assert list(stored[2:5]) == [stored[2], stored[3], stored[4]]
         with pytest.raises(IndexError):
             stored[count]
+
+
+def test_runs_that_share_a_folder_take_turns_in_preparing_it(tmp_path: pathlib.Path) -> None:
+    settings = Settings.of(_config(train=2))
+    folder = tmp_path / f"world-{settings.digest}"
+    folder.mkdir()
+    with ThreadPoolExecutor() as pool, (folder / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = pool.submit(world_dataset_builder.prepared, settings, str(tmp_path))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.5)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+        (tmp_path / "elsewhere").mkdir()
+        made = world_dataset_builder.prepared(settings, str(tmp_path / "elsewhere"))
+        shutil.copytree(tmp_path / "elsewhere" / folder.name, folder, dirs_exist_ok=True)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert list(waiting.result(timeout=60)["train"]) == list(made["train"])
 
 
 def test_prepared_data_is_read_again_and_settings_do_not_collide(

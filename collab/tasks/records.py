@@ -6,8 +6,10 @@ A unit or step is one JSON line: nested TFDS features took twice as long to read
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -65,11 +67,27 @@ def from_record(record: Mapping[str, Any]) -> Problem:
 
 
 def prepared(builder: tfds.core.DatasetBuilder, splits: Sequence[str]) -> dict[str, Problems]:
-    """The splits of a builder that generates problems, written on first use."""
+    """The splits of a builder that generates problems, written on first use.
+
+    Runs that share a data folder take turns: TFDS fails in the one that is done second.
+    """
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads, and there are none
-        builder.download_and_prepare()
+    place = pathlib.Path(builder.data_path)  # renamed to this once it is whole
+    if not place.is_dir():
+        with _alone(place.parents[1]), contextlib.redirect_stdout(io.StringIO()):  # it is chatty
+            if place.is_dir():  # made meanwhile, unknown to this builder
+                builder.info.read_from_directory(place)
+            builder.download_and_prepare()
     return {split: Problems(builder.as_data_source(split)) for split in splits}
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Wait until no other process is here; the lock goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Problems(Sequence[Problem]):
