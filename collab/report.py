@@ -201,7 +201,6 @@ def write_evaluation(
     judge: figures about the verdicts of judges of leaks, in the file only where there are any.
     Raises: ValueError for a number that is not finite, which JSON can't hold.
     """
-    path = pathlib.Path(path)
     content = {
         "rows": _plain(rows),
         "chosen": _plain(chosen),
@@ -215,12 +214,18 @@ def write_evaluation(
         **({"judge": _plain(judge)} if judge else {}),
     }
     text = json.dumps(content, indent=1, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file, and the folders above it, in one step: a reader finds the old one or this."""
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         try:
-            file.write(text + "\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)

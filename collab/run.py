@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from collab import calibrate as calibration
-from collab import helpers, plots, report, sharding
+from collab import helpers, outcomes, plots, report, sharding
 from collab.assembly import Assembly, assemble
 from collab.checkpoint import StopFlag, install_signal_handlers
 from collab.evaluate import Evaluation, Evaluator, check_strategies
@@ -255,6 +255,7 @@ def _publish(
         }
         for name, candidate in evaluation.chosen.items()
     }
+    outcomes.write_outcomes(assembly.workdir / outcomes.FILE, evaluation.outcomes)
     report.write_evaluation(
         assembly.workdir / "evaluation.json",
         rows,

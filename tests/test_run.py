@@ -23,7 +23,8 @@ from collab.checkpoint import StopFlag
 from collab.config import default_config
 from collab.llm import Completion, Message
 from collab.llm.serve import serving
-from collab.report import METRICS
+from collab.outcomes import read_outcomes
+from collab.report import METRICS, summarise
 from conftest import TINY
 
 OTHER_WORDS = "Say what is asked for."
@@ -69,8 +70,8 @@ def rows_of(folder: Path) -> list[dict]:
 
 def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
-        "checkpoints", "config.json", "data", "evaluation.json", "metrics.jsonl", "plots",
-        "samples.txt", "tokenizer",
+        "checkpoints", "config.json", "data", "evaluation.json", "metrics.jsonl",
+        "outcomes.npz", "plots", "samples.txt", "tokenizer",
     }  # fmt: skip
     written = json.loads((trained / "evaluation.json").read_text())
     assert written.keys() == {
@@ -90,6 +91,8 @@ def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     pictures = {path.suffix for path in (trained / "plots").iterdir()}
     assert pictures == {".png"} or ".png" in pictures
     assert json.loads((trained / "config.json").read_text())["model"]["preset"] == "tiny"
+    again = summarise(read_outcomes(trained / "outcomes.npz"), resamples=50, seed=0)
+    assert again == written["rows"]
 
 
 def test_the_best_step_by_name(trained: Path, copy: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -142,7 +145,8 @@ def test_evaluate_by_newest_step_and_by_another_run(
     run.prepare(config, str(elsewhere))
     run.evaluate(config, str(elsewhere), str(copy))
     assert sorted(path.name for path in copy.iterdir()) == before
-    assert {path.name for path in elsewhere.iterdir()} == {"evaluation.json", "plots"}
+    left = {"evaluation.json", "outcomes.npz", "plots"}
+    assert {path.name for path in elsewhere.iterdir()} == left
     written = json.loads((elsewhere / "evaluation.json").read_text())
     assert written["config"]["requests"]["ask_fact"] == OTHER_WORDS
     assert len(written["rows"]) == 2

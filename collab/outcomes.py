@@ -1,0 +1,56 @@
+"""Outcomes on disk: what every question of an evaluation came to, so that runs can be compared.
+
+Numbers and ids only: no question, note, request or reply. What one run says is in
+`collab.report`; studies pair the same questions over several runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from collab.report import Outcome, write_whole
+
+FILE = "outcomes.npz"
+_FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+_TEXTS = ("strategy", "task", "helper", "split", "uid")
+_COUNTS = ("drafts_known", "asked_known", "drafts_unknown", "asked_unknown")
+
+
+def write_outcomes(path: str | os.PathLike[str], outcomes: Sequence[Outcome]) -> None:
+    """Write one column a field, compressed. The file is whole or not there.
+
+    A count that is None, not known to the task, is stored as -1.
+    """
+    columns = {}
+    for name in _FIELDS:
+        values = [getattr(outcome, name) for outcome in outcomes]
+        if name in _COUNTS:
+            columns[name] = np.array([-1 if value is None else value for value in values], np.int32)
+        else:
+            columns[name] = np.array(values, np.str_ if name in _TEXTS else np.float64)
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **columns)
+    write_whole(path, file.getvalue())
+
+
+def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
+    """What `write_outcomes` wrote. Raises: ValueError for a file that is missing or another's."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name].tolist() for name in _FIELDS}
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{pathlib.Path(path)} holds no outcomes ({type(error).__name__}); run the evaluation "
+            "again: --mode=evaluate writes it"
+        ) from error
+    for name in _COUNTS:
+        columns[name] = [None if value < 0 else value for value in columns[name]]
+    rows = zip(*(columns[name] for name in _FIELDS), strict=True)
+    return [Outcome(**dict(zip(_FIELDS, row, strict=True))) for row in rows]
