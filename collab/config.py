@@ -183,6 +183,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "format": 0.05,  # lost per segment that was cut
             },
             "cold_start": {
+                # folder of a run whose imitation is taken over, as it was there; "" = imitate
+                "from_run": "",
                 "steps": 500,
                 "batch": 48,  # rows
                 "drill_share": 0.15,  # of rows that list facts as the SLM's memory has them

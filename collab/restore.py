@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import filecmp
 import json
 import logging
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
-from collab import helpers, sharding
+from collab import cold_start, helpers, sharding
 from collab.assembly import Assembly, assemble
 from collab.checkpoint import Checkpointer
 from collab.config import flatten
@@ -82,7 +85,13 @@ def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
 FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
 FIXED_BY_CHECKPOINT = ("model.preset", "model.helper_features")
 FIXED_BY_RUN = ("task.name", "task.path", "task.world.", "task.privatise.", "task.atlas.")
-FIXED_BY_PROGRESS = ("seed", "cold_start.steps")
+FIXED_BY_PROGRESS = ("seed", "cold_start.steps", "cold_start.from_run")
+# What a cold start is made by; not what only its run's labels, evaluation or place depend on.
+FIXED_BY_COLD_START = (*FIXED_BY_TOKENIZER, "seed", "task.", "model.", "cold_start.")
+FREE_AFTER_COLD_START = (
+    *("task.data_dir", "task.validation", "task.test", "model.remat"),
+    *("cold_start.from_run", "cold_start.judge", "cold_start.label_"),
+)
 
 
 def check_same_run(config: Any, folder: pathlib.Path, *, is_resumed: bool) -> None:
@@ -92,19 +101,74 @@ def check_same_run(config: Any, folder: pathlib.Path, *, is_resumed: bool) -> No
     """
     if not (folder / "config.json").is_file() or not (folder / "tokenizer").is_dir():
         return
-    has_trained = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    has_trained = _has_trained(folder)
     fixed = FIXED_BY_TOKENIZER + (FIXED_BY_CHECKPOINT if has_trained else ())
     if is_resumed:
         fixed += FIXED_BY_RUN + (FIXED_BY_PROGRESS if has_trained else ())
-    saved = _comparable(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    leaves = _comparable(json.loads(config.to_json_best_effort()))
-    for path, now in leaves.items():
-        before = saved.get(path, now)  # a key that is newer than the run
-        if path.startswith(fixed) and before != now:
+    for path, now, before in _changes(config, folder):
+        if path.startswith(fixed):
             raise ValueError(
                 f"{path}={now!r}, but what stands in {folder} was made with {path}={before!r}; "
                 "set it back, or name a new --workdir"
             )
+
+
+def take_over(config: Any, folder: pathlib.Path) -> None:
+    """Check that a run in `folder` may begin with another's cold start, and take its tokenizer.
+
+    Raises: ValueError where that run is not there, has not finished its imitation, or was made
+    with another seed, task, tokenizer, model or cold start.
+    """
+    named = config.cold_start.from_run
+    source, settings = pathlib.Path(named), config.checkpoint
+    if not named or (settings.resume and _has_trained(folder)):
+        return
+    if not all((source / part).exists() for part in ("config.json", "tokenizer")):
+        raise ValueError(
+            f"cold_start.from_run={named!r} is not the folder of a run; name one, or '' to imitate"
+        )
+    for path, now, before in _changes(config, source):
+        if path.startswith(FIXED_BY_COLD_START) and not path.startswith(FREE_AFTER_COLD_START):
+            raise ValueError(
+                f"{path}={now!r}, but the cold start in {source} was made with {path}={before!r}; "
+                "set it back, or name another cold_start.from_run"
+            )
+    if not cold_start.is_kept(source):
+        raise ValueError(
+            f"cold_start.from_run={named!r} has not finished its imitation, or is older than this "
+            "key or has a cold start from elsewhere; name a run that imitated to the end"
+        )
+    sharding.first_process_first(lambda: _take_tokenizer(source, folder))
+
+
+def _take_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> bool:
+    theirs, ours = source / "tokenizer", folder / "tokenizer"
+    if not ours.is_dir():
+        temporary = folder / "tokenizer.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(theirs, temporary)
+        temporary.rename(ours)
+    names = sorted({path.name for place in (theirs, ours) for path in place.iterdir()})
+    _, differ, missing = filecmp.cmpfiles(theirs, ours, names, shallow=False)
+    if differ or missing:
+        raise ValueError(
+            f"the tokenizer in {folder} is not that of cold_start.from_run={str(source)!r}; name a "
+            "new --workdir"
+        )
+    return True
+
+
+def _has_trained(folder: pathlib.Path) -> bool:
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+
+
+def _changes(config: Any, folder: pathlib.Path) -> Iterator[tuple[str, Any, Any]]:
+    """Path, value now and value then of each key that a run's folder was made otherwise with."""
+    saved = _comparable(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    for path, now in _comparable(json.loads(config.to_json_best_effort())).items():
+        before = saved.get(path, now)  # a key that is newer than the run
+        if before != now:
+            yield path, now, before
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

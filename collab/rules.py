@@ -279,6 +279,11 @@ def _check_curriculum(curriculum: Any) -> None:
 
 def _check_learning(config: Any) -> None:
     _check_curriculum(config.cold_start.curriculum)
+    _require(
+        not config.cold_start.from_run or config.cold_start.steps > 0,
+        f"cold_start.from_run={config.cold_start.from_run!r} with cold_start.steps=0 takes over "
+        "nothing; set the steps of that run, or cold_start.from_run=''",
+    )
     rl, parts = config.rl, config.mesh.data * config.mesh.fsdp
     _require(rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared")
     rows = rl.problems * rl.samples

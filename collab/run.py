@@ -25,7 +25,14 @@ from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.llm.probe import USUAL_REQUESTS
 from collab.metrics import make_writers
 from collab.privacy import presidio
-from collab.restore import Restored, check_same_run, restored, source_of, write_config
+from collab.restore import (
+    Restored,
+    check_same_run,
+    restored,
+    source_of,
+    take_over,
+    write_config,
+)
 from collab.rewards import score
 from collab.rl import load_objective
 from collab.rollout.episodes import Job
@@ -74,6 +81,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
         raise ValueError("--checkpoint is for the other modes; training resumes by itself")
     started, commit = time.monotonic(), report.git_commit()
     check_same_run(config, pathlib.Path(workdir), is_resumed=True)
+    take_over(config, pathlib.Path(workdir))
     write_config(config, pathlib.Path(workdir))
     stop = install_signal_handlers()
     try:

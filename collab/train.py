@@ -11,13 +11,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from collab import sharding
+from collab import cold_start, sharding
 from collab.assembly import Assembly
 from collab.checkpoint import Checkpointer
 from collab.detectors import alarms, figures
@@ -84,6 +85,8 @@ class Trainer:
             # What goes to a device is said where it goes; anything else would be a slip.
             with jax.transfer_guard_host_to_device("disallow"):
                 self._stage(self.cold_steps, self._imitate, "imitation")
+                if self.step == self.cold_steps > 0 and not self.config.cold_start.from_run:
+                    cold_start.keep(self.a.workdir, self.state.params, step=self.step)
                 self._stage(self.cold_steps + 1, self._judge)
                 self._stage(self.total, self._reinforce, "policy gradient")
             self._save(None)
@@ -96,12 +99,18 @@ class Trainer:
         return {**self.steps.programs(), **self.a.engine.programs()}
 
     def _begin(self) -> None:
-        """Fresh state, or that of the newest good checkpoint."""
-        self.state: TrainState = self.steps.start_cold(self.a.initial_params())
+        """Fresh state, another run's cold start, or the newest good checkpoint."""
+        source, layout = self.config.cold_start.from_run, self.steps.checkpoint_layout()
+        if source and not (self.config.checkpoint.resume and self.checkpointer.steps()):
+            params = cold_start.take(pathlib.Path(source), like=layout["reference"])
+            self.step = self.cold_steps
+        else:
+            params = self.a.initial_params()
+        self.state: TrainState = self.steps.start_cold(params)
         self.reference: Params = self.steps.copy(self.state.params)
         if not self.config.checkpoint.resume:
             return
-        restored = self.checkpointer.restore(like=self.steps.checkpoint_layout())
+        restored = self.checkpointer.restore(like=layout)
         if restored is not None:
             self.state, self.reference = restored.state["learner"], restored.state["reference"]
             self.step = restored.host["step"]

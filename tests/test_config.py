@@ -233,6 +233,10 @@ def test_shares_are_at_most_one(path: str) -> None:
             "privacy.audit_judge.model='' is the judge itself; name another model, base_url or",
         ),
         (
+            {"cold_start.from_run": "runs/a", "cold_start.steps": 0},
+            "cold_start.from_run='runs/a' with cold_start.steps=0 takes over nothing",
+        ),
+        (
             {"llm.base_url": "http://me:secret@host/v1"},
             "llm.base_url must hold no user or password; put the key into the variable",
         ),
