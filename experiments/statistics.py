@@ -1,0 +1,104 @@
+"""Intervals of a study's figures over seeds and questions, and the share of the gap that is closed.
+
+Values come as [S, Q]: S seeds, each with the same Q questions. A resample draws seeds, and
+questions for all of them alike, both with replacement: five seeds that answer one question are not
+five independent questions. What is compared is drawn together, so differences and ratios are
+paired. With few seeds intervals are too narrow, since S drawn seeds vary by (S-1)/S of the truth.
+Source: Owen 2007, the pigeonhole bootstrap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from collab.report import Outcome
+
+RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval; None where it can't be told."""
+
+    figure: float | None
+    ci: tuple[float, float] | None
+
+
+def values_of(
+    by_seed: Sequence[Sequence[Outcome]], strategy: str, metric: str = "reward"
+) -> np.ndarray:
+    """A metric of a strategy, f64 [S, Q], questions sorted by id; repeats of one are averaged.
+
+    by_seed: the outcomes of one run each. Raises: ValueError where the strategy is not in all of
+    them, or answered other questions.
+    """
+    rows = []
+    for outcomes in by_seed:
+        values: dict[str, list[float]] = {}
+        for outcome in outcomes:
+            if outcome.strategy == strategy:
+                values.setdefault(outcome.uid, []).append(float(getattr(outcome, metric)))
+        rows.append({uid: float(np.mean(values[uid])) for uid in sorted(values)})
+    if not rows or not all(row and row.keys() == rows[0].keys() for row in rows):
+        counts = [len(row) for row in rows]
+        raise ValueError(
+            f"strategy {strategy!r} must have answered the same questions with every seed, but "
+            f"answered {counts}; evaluate the runs alike"
+        )
+    return np.array([list(row.values()) for row in rows])
+
+
+def mean(values_SQ: np.ndarray) -> Estimate:
+    """The mean."""
+    return _estimate(values_SQ.mean(), _resampled(values_SQ)[0])
+
+
+def difference(a_SQ: np.ndarray, b_SQ: np.ndarray) -> Estimate:
+    """Mean of a - b, paired."""
+    return mean(_same_shape(a_SQ, b_SQ)[0] - b_SQ)
+
+
+def ratio(a_SQ: np.ndarray, b_SQ: np.ndarray) -> Estimate:
+    """Mean of a over mean of b, paired; None where b may be 0 or of either sign."""
+    of_a_R, of_b_R = _resampled(*_same_shape(a_SQ, b_SQ))
+    whole = float(b_SQ.mean())
+    if whole == 0.0:
+        return Estimate(None, None)
+    figure = float(a_SQ.mean()) / whole
+    if (of_b_R * np.sign(whole) <= 0).any():
+        return Estimate(figure, None)
+    return _estimate(figure, of_a_R / of_b_R)
+
+
+def share(learned_SQ: np.ndarray, constant_SQ: np.ndarray, oracle_SQ: np.ndarray) -> Estimate:
+    """(learned - constant) / (oracle - constant): how much of what is to be gained is.
+
+    1 is as good as the oracle, 0 as the constant, below 0 worse. The interval is None where the
+    oracle is not clearly apart from the constant: then there is no gap to take a share of.
+    """
+    _same_shape(learned_SQ, constant_SQ, oracle_SQ)
+    return ratio(learned_SQ - constant_SQ, oracle_SQ - constant_SQ)
+
+
+def _same_shape(*values: np.ndarray) -> tuple[np.ndarray, ...]:
+    shapes = [value.shape for value in values]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2:
+        raise ValueError(f"values of shapes {shapes} must all be [seeds, questions], and alike")
+    return values
+
+
+def _resampled(*values: np.ndarray) -> list[np.ndarray]:
+    """Means of each under the same draws, f64 [R]; the same draws for the same shape, always."""
+    seeds, questions = _same_shape(*values)[0].shape
+    rng = np.random.default_rng(0)
+    count_RS = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), RESAMPLES)
+    count_RQ = rng.multinomial(questions, np.full(questions, 1.0 / questions), RESAMPLES)
+    return [((count_RS @ value) * count_RQ).sum(1) / (seeds * questions) for value in values]
+
+
+def _estimate(figure: float, resampled_R: np.ndarray) -> Estimate:
+    low, high = np.quantile(resampled_R, [0.025, 0.975])
+    return Estimate(float(figure), (float(low), float(high)))

@@ -1,0 +1,179 @@
+"""What is read from a study's runs: rows, intervals over seeds and questions, and results.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collab.outcomes import write_outcomes
+from collab.report import Outcome, summarise, write_evaluation
+from experiments import results, statistics
+from experiments.runner import Result
+from experiments.statistics import Estimate
+from experiments.study import Job, Run, plan
+
+BASE = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
+REWARDS = {"best_constant": 0.25, "learned": 0.5, "oracle": 0.75}
+
+
+def outcome(strategy: str, uid: str, reward: float) -> Outcome:
+    return Outcome(
+        strategy, "world", "mixed", "test", uid, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, reward=reward
+    )
+
+
+def outcomes(**rewards: list[float]) -> list[Outcome]:
+    return [
+        outcome(strategy, f"q{at}", reward)
+        for strategy, values in rewards.items()
+        for at, reward in enumerate(values)
+    ]
+
+
+# --- statistics ----------------------------------------------------------------------------
+
+
+def test_values_pair_by_question_and_average_repeats() -> None:
+    first = outcomes(learned=[1.0, 0.0, 0.5], oracle=[1.0, 1.0, 1.0])
+    second = [*reversed(outcomes(learned=[0.0, 0.0, 1.0])), outcome("learned", "q2", 0.0)]
+    values_SQ = statistics.values_of([first, second], "learned")
+    assert values_SQ.tolist() == [[1.0, 0.0, 0.5], [0.0, 0.0, 0.5]]
+    assert statistics.values_of([first], "oracle", "em").tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_other_questions_are_refused() -> None:
+    both = [outcomes(learned=[1.0, 0.0]), outcomes(learned=[1.0])]
+    with pytest.raises(ValueError, match=r"'learned' must have answered .* answered \[2, 1\]"):
+        statistics.values_of(both, "learned")
+    with pytest.raises(ValueError, match="'oracle' must have answered"):
+        statistics.values_of(both, "oracle")
+
+
+def test_an_interval_by_hand() -> None:
+    """Two seeds that differ, questions that do not: means of two draws from {0, 1}."""
+    estimate = statistics.mean(np.array([[0.0] * 5, [1.0] * 5]))
+    assert estimate == Estimate(0.5, (0.0, 1.0))
+    assert statistics.mean(np.full((3, 4), 0.25)) == Estimate(0.25, (0.25, 0.25))
+
+
+def test_seeds_that_answer_alike_are_no_more_evidence_than_one() -> None:
+    values_Q = np.random.default_rng(0).normal(size=200)
+    one = statistics.mean(values_Q[None])
+    five = statistics.mean(np.tile(values_Q, (5, 1)))
+    assert one.ci is not None and five.ci is not None
+    assert np.ptp(five.ci) == pytest.approx(np.ptp(one.ci), rel=0.1)
+    half = 1.96 * values_Q.std() / np.sqrt(200)
+    assert np.ptp(one.ci) == pytest.approx(2 * half, rel=0.1)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Effects of seed, question and both; ten seeds, so that few-seed narrowness is small."""
+    rng, hits, trials = np.random.default_rng(1), 0, 200
+    for _ in range(trials):
+        values_SQ = (
+            rng.normal(scale=0.3, size=(10, 1))
+            + rng.normal(scale=1.0, size=(1, 60))
+            + rng.normal(scale=1.0, size=(10, 60))
+        )
+        low, high = statistics.mean(values_SQ).ci or (0.0, 0.0)
+        hits += low <= 0.0 <= high
+    assert 0.90 <= hits / trials <= 0.995
+
+
+def test_a_difference_is_paired() -> None:
+    noise_SQ = np.random.default_rng(2).normal(scale=10.0, size=(4, 50))
+    estimate = statistics.difference(noise_SQ + 0.5, noise_SQ)
+    assert estimate.figure == pytest.approx(0.5)
+    assert estimate.ci == pytest.approx((0.5, 0.5))
+    with pytest.raises(ValueError, match=r"shapes .* must all be \[seeds, questions\]"):
+        statistics.difference(noise_SQ, noise_SQ[:2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    factor=st.floats(-3, 3),
+    values=st.lists(st.lists(st.floats(0.5, 2), min_size=3, max_size=3), min_size=1, max_size=4),
+)
+def test_a_ratio_of_what_is_proportional_is_the_factor(
+    factor: float, values: list[list[float]]
+) -> None:
+    values_SQ = np.array(values)
+    estimate = statistics.ratio(factor * values_SQ, values_SQ)
+    assert estimate.figure == pytest.approx(factor)
+    assert estimate.ci == pytest.approx((factor, factor))
+
+
+def test_share_by_hand_and_where_there_is_no_gap() -> None:
+    low_SQ, high_SQ = np.zeros((2, 6)), np.ones((2, 6))
+    assert statistics.share(low_SQ + 0.75, low_SQ, high_SQ) == Estimate(0.75, (0.75, 0.75))
+    assert statistics.share(low_SQ - 0.5, low_SQ, high_SQ).figure == -0.5
+    assert statistics.share(high_SQ, low_SQ, low_SQ) == Estimate(None, None)
+    unclear_SQ = np.array([[1.0, -0.9, 1.0, -0.9]] * 2)
+    unclear = statistics.share(low_SQ[:, :4] + 0.1, low_SQ[:, :4], unclear_SQ)
+    assert unclear.figure == pytest.approx(2.0) and unclear.ci is None
+
+
+# --- rows and the file ---------------------------------------------------------------------
+
+
+def finished(root: Path, seeds: tuple[int, ...] = (1, 0)) -> Result:
+    jobs = plan("study", [Run("main", BASE, seed) for seed in seeds], root)
+    for job in jobs:
+        made = outcomes(**{name: [value] * 3 for name, value in REWARDS.items()})
+        write_outcomes(job.folder / "outcomes.npz", made)
+        write(job, summarise(made, resamples=10, seed=0))
+    return Result("study", tuple(jobs), {}, is_stopped=False)
+
+
+def write(job: Job, rows: list[dict[str, Any]]) -> None:
+    write_evaluation(
+        job.folder / "evaluation.json", rows, chosen={}, ask_bias={}, helpers={},
+        config=job.config, seed=job.run.seed, commit=f"c{job.run.seed}", device="cpu", wall_s=9.7,
+    )  # fmt: skip
+
+
+def test_rows_say_whose_they_are(tmp_path: Path) -> None:
+    rows = results.rows(finished(tmp_path))
+    assert len(rows) == 6
+    assert rows[0]["study"] == "study" and rows[0]["run"] == "main" and rows[0]["seed"] == 1
+    assert {row["strategy"]: row["reward"] for row in rows} == REWARDS
+    assert rows[0]["reward_minus_learned"] == -0.25 and rows[0]["wall_s"] == 10
+
+
+def test_the_file_holds_claims_and_rows(tmp_path: Path) -> None:
+    result = finished(tmp_path)
+    (jobs,) = results.by_name(result).values()
+    assert [job.run.seed for job in jobs] == [0, 1]
+    made = [results.outcomes(job) for job in jobs]
+    estimate = statistics.share(
+        *(statistics.values_of(made, name) for name in ("learned", "best_constant", "oracle"))
+    )
+    claim = results.claim("half of the gap", estimate, seeds=[0, 1], holds=True)
+    path = tmp_path / "results.json"
+    results.write_results(path, result, [claim], wall_s=3)
+    found = json.loads(path.read_text())
+    assert list(found) == ["commit", "device", "claims", "wall_s", "rows"]
+    assert found["commit"] == "c0, c1" and found["device"] == "cpu"
+    assert found["claims"] == [
+        {"claim": "half of the gap", "figure": 0.5, "ci": [0.5, 0.5], "seeds": [0, 1],
+         "holds": True}
+    ]  # fmt: skip
+    assert found["rows"] == results.rows(result)
+    assert len(path.read_text().splitlines()) < 40  # one line a row
+
+
+def test_a_claim_whose_figure_cannot_be_told_says_so() -> None:
+    claim = results.claim("x", Estimate(None, None), seeds=[0], holds=False)
+    assert claim["figure"] is None and claim["ci"] is None
+
+
+def test_an_unfinished_study_writes_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results.write_results(path, Result("study", (), {"a-seed0": "why"}, is_stopped=True), [])
+    assert json.loads(path.read_text())["rows"] == []
