@@ -249,6 +249,8 @@ class Trace:
     logp_S: f32, the sampler's log-probability (0 where not sampled).
     decided_at_K: i32, position whose hidden state the head read; the action's control token stands
     at the next one. action_K i32, action_logp_K f32, legal_KA bool, features_KF f32.
+    action_logp_KA: f32, of every action under what decided in this episode, its ask bias included;
+    about -1e30 where illegal.
     """
 
     tokens_S: np.ndarray
@@ -257,6 +259,7 @@ class Trace:
     decided_at_K: np.ndarray
     action_K: np.ndarray
     action_logp_K: np.ndarray
+    action_logp_KA: np.ndarray
     legal_KA: np.ndarray
     features_KF: np.ndarray
 

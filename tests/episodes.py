@@ -92,13 +92,21 @@ def make_trace(actions: Sequence[int]) -> Trace:
             sampled += [False] * REPLIED
     S, K = len(sampled), len(actions)
     sampled_S = np.array(sampled)
+    action_logp_K = -0.1 * np.arange(1, K + 1, dtype=np.float32)
+    rest_K = np.log1p(-np.exp(action_logp_K)) - np.log(len(NAMES) - 1)  # shared by the others
+    action_logp_KA = np.where(
+        np.array(actions, int)[:, None] == np.arange(len(NAMES)),
+        action_logp_K[:, None],
+        rest_K[:, None],
+    )
     return Trace(
         tokens_S=np.arange(1, S + 1, dtype=np.int32),
         sampled_S=sampled_S,
         logp_S=np.where(sampled_S, -0.01 * np.arange(S), 0.0).astype(np.float32),
         decided_at_K=np.array(decided_at, np.int32),
         action_K=np.array(actions, np.int32),
-        action_logp_K=-0.1 * np.arange(1, K + 1, dtype=np.float32),
+        action_logp_K=action_logp_K,
+        action_logp_KA=action_logp_KA,
         legal_KA=np.ones((K, len(NAMES)), bool),
         features_KF=np.arange(K * len(FEATURES), dtype=np.float32).reshape(K, -1) / 10.0,
     )

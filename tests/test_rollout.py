@@ -180,6 +180,20 @@ def test_trainer_equals_sampler(tiny_config: Any, mesh_config: dict[str, int]) -
     assert all(len(episode.trace.tokens_S) <= limits.capacity for episode in episodes)
 
 
+@pytest.mark.parametrize("strategy", ["learned", "random_rate"])
+def test_the_trace_holds_the_probabilities_of_every_action(tiny_config: Any, strategy: str) -> None:
+    """All of them, as they were when the action was drawn, and none of what was illegal."""
+    engine, params = make_engine(tiny_config, EchoClient())
+    jobs = make_jobs(12, strategy=strategy, setting=Setting(FIRST_REQUEST_ID, 0.4))
+    for trace in (episode.trace for episode in engine.run(params, jobs, temperature=1.0)):
+        logp_KA = trace.action_logp_KA
+        assert logp_KA.dtype == np.float32 and logp_KA.shape == trace.legal_KA.shape
+        chosen_K = np.take_along_axis(logp_KA, trace.action_K[:, None], 1)[:, 0]
+        np.testing.assert_array_equal(chosen_K, trace.action_logp_K)
+        np.testing.assert_allclose(np.exp(logp_KA).sum(-1), 1.0, rtol=1e-5)
+        assert not np.exp(logp_KA[~trace.legal_KA]).any()
+
+
 def test_a_wrong_mask_would_be_seen(tiny_config: Any) -> None:
     """The guard itself: another temperature in the trainer opens the gap."""
     engine, params = make_engine(tiny_config, EchoClient())

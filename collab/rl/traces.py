@@ -104,6 +104,7 @@ class TraceWriter:
             decided_at_K=np.array(self.decided_at, np.int32),
             action_K=np.array(self.actions, np.int32),
             action_logp_K=np.zeros(count, np.float32),
+            action_logp_KA=np.zeros((count, self.limits.actions), np.float32),
             legal_KA=np.array(self.legal).reshape(count, self.limits.actions),
             features_KF=np.zeros((count, self.limits.features), np.float32),
         )

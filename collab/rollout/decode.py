@@ -303,6 +303,7 @@ class Decoder:
             decided_at_BK=rows.decided_at_BK.at[row_B, k_B].set(rows.length_B - 1),
             action_BK=rows.action_BK.at[row_B, k_B].set(action_B),
             action_logp_BK=rows.action_logp_BK.at[row_B, k_B].set(logp_BA[row_B, action_B]),
+            action_logp_BKA=rows.action_logp_BKA.at[row_B, k_B].set(logp_BA),
             legal_BKA=rows.legal_BKA.at[row_B, k_B].set(legal_BA),
             features_BKF=rows.features_BKF.at[row_B, k_B].set(features_BF),
         )

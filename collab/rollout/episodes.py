@@ -77,6 +77,7 @@ def empty_trace(actions: int, features: int) -> Trace:
         decided_at_K=np.zeros(0, np.int32),
         action_K=np.zeros(0, np.int32),
         action_logp_K=np.zeros(0, np.float32),
+        action_logp_KA=np.zeros((0, actions), np.float32),
         legal_KA=np.zeros((0, actions), bool),
         features_KF=np.zeros((0, features), np.float32),
     )
@@ -147,6 +148,7 @@ def _trace(host: Rows, b: int) -> Trace:
         decided_at_K=np.array(host.decided_at_BK[b, :K]),
         action_K=np.array(host.action_BK[b, :K]),
         action_logp_K=np.array(host.action_logp_BK[b, :K]),
+        action_logp_KA=np.array(host.action_logp_BKA[b, :K]),
         legal_KA=np.array(host.legal_BKA[b, :K]),
         features_KF=np.array(host.features_BKF[b, :K]),
     )

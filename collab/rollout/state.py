@@ -179,6 +179,7 @@ class Rows:
     decided_at_BK: jax.Array
     action_BK: jax.Array
     action_logp_BK: jax.Array
+    action_logp_BKA: jax.Array  # of every action, about -1e30 where it is illegal
     legal_BKA: jax.Array
     features_BKF: jax.Array
     is_cut_BK: jax.Array  # the segment that decision k opened hit its length limit
@@ -226,6 +227,7 @@ def empty_rows(config: TransformerConfig, limits: Limits, *, rows: int, steps: i
         decided_at_BK=ints(K),
         action_BK=ints(K),
         action_logp_BK=floats(K),
+        action_logp_BKA=floats(K, A),
         legal_BKA=bools(K, A),
         features_BKF=floats(K, F),
         is_cut_BK=bools(K),
