@@ -251,7 +251,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "every": 1,  # iterations between metric lines
                 "samples_every": 20,  # iterations between episode samples
                 "samples": 2,
-                "private": False,  # show private units unmasked in samples
+                "test_episodes": 384,  # of each strategy in episodes/evaluation.jsonl.gz
+                "train_episodes": 16,  # in episodes/training.jsonl, when samples are due
+                "private": False,  # show private units unmasked in samples and episodes
                 "tensorboard": True,
                 "wandb_project": "",  # "" = off
             },

@@ -20,6 +20,7 @@ from collab import calibrate as calibration
 from collab import helpers, outcomes, plots, report, sharding
 from collab.assembly import Assembly, assemble
 from collab.checkpoint import StopFlag, install_signal_handlers
+from collab.episode_log import write_evaluation
 from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.llm.probe import USUAL_REQUESTS
@@ -277,6 +278,7 @@ def _publish(
         wall_s=wall_s,
         judge=evaluation.judge,
     )
+    write_evaluation(assembly.workdir, evaluation.episodes, names=names, config=config)
     paths = plots.plot(rows, assembly.workdir / "plots")
     print(report.table(rows))
     for name, settled in chosen.items():

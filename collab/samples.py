@@ -10,6 +10,8 @@ from collab.privacy.detector import Detector
 from collab.rewards import Terms
 from collab.types import Episode, Problem
 
+WITHHELD = "private"  # stands for a whole text
+
 
 def masked(text: str, problem: Problem) -> str:
     """`text` with the problem's private units replaced by their kind, as "[doctor]".
@@ -18,7 +20,7 @@ def masked(text: str, problem: Problem) -> str:
     """
     for unit in sorted(problem.units, key=lambda unit: -len(unit.text)):
         text = re.sub(re.escape(unit.text), f"[{unit.kind}]", text, flags=re.IGNORECASE)
-    return "[private]" if Detector(problem.units).leaked([text]).any() else text
+    return f"[{WITHHELD}]" if Detector(problem.units).leaked([text]).any() else text
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,7 @@ from collab import cold_start, sharding
 from collab.assembly import Assembly
 from collab.checkpoint import Checkpointer
 from collab.detectors import alarms, figures
+from collab.episode_log import append_training
 from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
 from collab.progress import progress
@@ -327,6 +328,14 @@ class Trainer:
                 episodes[: config.log.samples],
                 terms,
                 show_private=config.log.private,
+            )
+            append_training(
+                self.a.workdir,
+                episodes,
+                terms,
+                names=engine.names,
+                config=config,
+                iteration=iteration,
             )
         if iteration % config.log.every == 0:
             self._write("policy_gradient", {"iteration": iteration, **metrics})

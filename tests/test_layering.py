@@ -23,7 +23,8 @@ LAYERS = (
         *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),
         *("privacy.judge", "privacy.panel"),  # they ask an LLM; the rest of privacy knows none
     },
-    {"assembly", "cold_start", "detectors", "samples", "report", "outcomes", "plots", "rl.steps"},
+    {"assembly", "cold_start", "detectors", "samples", "episode_log", "report", "outcomes", "plots",
+     "rl.steps"},
     {"train", "evaluate", "calibrate", "helpers"},
     {"restore"},
     {"run", "main"},

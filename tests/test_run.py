@@ -70,8 +70,8 @@ def rows_of(folder: Path) -> list[dict]:
 
 def test_a_run_leaves_what_the_readme_says(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
-        "checkpoints", "cold_start", "config.json", "data", "evaluation.json", "metrics.jsonl",
-        "outcomes.npz", "plots", "samples.txt", "tokenizer",
+        "checkpoints", "cold_start", "config.json", "data", "episodes", "evaluation.json",
+        "metrics.jsonl", "outcomes.npz", "plots", "samples.txt", "tokenizer",
     }  # fmt: skip
     written = json.loads((trained / "evaluation.json").read_text())
     assert written.keys() == {

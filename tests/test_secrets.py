@@ -29,7 +29,7 @@ import pytest
 import tensorstore
 
 import runs
-from collab import run, tasks
+from collab import episode_log, run, tasks
 from collab.assembly import assemble
 from collab.config import default_config
 from collab.llm.faults import faulty
@@ -328,7 +328,8 @@ def test_the_run_has_written_all_there_is_to_search(left: Left) -> None:
     names = {path.name for path in left.workdir.rglob("*")}
     assert {
         "audit.jsonl", "config.json", "evaluation.json", "metrics.jsonl", "replay.sqlite",
-        "samples.txt", "spend.jsonl", "tensorboard", "plots", "hot",
+        "samples.txt", "spend.jsonl", "tensorboard", "plots", "hot", "training.jsonl",
+        "evaluation.jsonl.gz",
     } <= names  # fmt: skip
     assert any(name.startswith("bad_batch_") for name in names)
     packed = [name for name, _ in contents(left.workdir) if name.endswith("(array)")]
@@ -368,6 +369,7 @@ EXEMPT = {
     "replay.sqlite": "the requests as they were sent, which is what it is for",
     "checkpoints": "parameters, trained on these very notes; its records hold no text",
     "samples.txt": "looked at by the next test, since one user's unit may be another's question",
+    "episodes": "the same, by the test after it",
 }
 
 
@@ -407,3 +409,16 @@ def test_samples_show_no_unit_of_their_own_user(left: Left) -> None:
                 assert [u.kind for u in problem.units if u.text in block.lower()] == []
         assert re.search(r"^notes +.*\[\w", block, re.MULTILINE)
     assert checked >= 4
+
+
+def test_episodes_show_no_unit_of_their_own_user(left: Left) -> None:
+    by_question = {problem.question: problem for problem in left.problems}
+    for name in ("training.jsonl", "evaluation.jsonl.gz"):
+        checked = 0
+        for episode in episode_log.read(left.workdir / "episodes" / name):
+            assert not episode["is_private"] and "[" in episode["notes"]
+            if problem := by_question.get(episode["question"]):
+                checked += 1
+                said = json.dumps(episode).lower()
+                assert [unit.kind for unit in problem.units if unit.text in said] == []
+        assert checked >= 4, name

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import runs
-from collab import sharding
+from collab import episode_log, sharding
 from collab import train as train_module
 from collab.assembly import assemble
 from collab.checkpoint import Checkpointer
@@ -353,6 +353,20 @@ def test_samples_mask_private_units(unbroken: tuple[Path, Record]) -> None:
     shown = [p for p in problems if f"question  {p.question}" in text and p.units]
     assert shown
     assert not [u.text for p in shown for u in p.units if u.text in "\n".join(notes)]
+
+
+def test_a_stopped_run_leaves_the_episodes_of_an_unbroken_one(
+    unbroken: tuple[Path, Record], broken: tuple[Path, Record]
+) -> None:
+    config = small_config()
+    kept = min(config.log.train_episodes, config.rl.problems * config.rl.samples)
+    episodes = episode_log.read(unbroken[0] / "episodes" / "training.jsonl")
+    assert [(one["iteration"], one["place"]) for one in episodes] == [(0, p) for p in range(kept)]
+    assert episode_log.read(broken[0] / "episodes" / "training.jsonl") == episodes
+    for segment in (segment for one in episodes for segment in one["segments"]):
+        odds = segment["probabilities"]
+        assert odds[segment["action"]] == pytest.approx(segment["probability"], abs=2e-6)
+        assert sum(odds.values()) == pytest.approx(1.0, abs=1e-5)
 
 
 # --- the ways it ends early ----------------------------------------------------------------
