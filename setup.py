@@ -37,6 +37,8 @@ REPORT = [
     "jinja2",  # the page of all studies, python -m experiments.report
     "markdown-it-py>=3",  # their notes as HTML, without what is HTML in them
 ]
+# Its viewer shows episodes (collab.view) offline; 0.3.285 can be told to show their texts plain.
+VIEW = ["inspect_ai>=0.3.285,<0.4"]
 
 EXTRAS = {
     "tpu": ["jax[tpu]"],  # libtpu, pinned by jax itself
@@ -44,10 +46,12 @@ EXTRAS = {
     "smollm2": SMOLLM2,  # a real pretrained SLM and its tasks
     # finds e-mail addresses, phone and card numbers in notes that nobody labelled
     "presidio": ["presidio-analyzer>=2.2.366,<3"],
+    "view": VIEW,  # episodes in the browser
     "wandb": ["wandb"],  # optional metrics writer
     "test": [
         *SMOLLM2,
         *REPORT,
+        *VIEW,
         "pytest",
         "pytest-timeout",
         "hypothesis",

@@ -26,8 +26,8 @@ LAYERS = (
     {"assembly", "cold_start", "detectors", "samples", "episode_log", "report", "outcomes", "plots",
      "rl.steps"},
     {"train", "evaluate", "calibrate", "helpers"},
-    {"restore"},
-    {"run", "main"},
+    {"restore", "eval_log"},
+    {"run", "main", "view"},
 )
 PURE = (
     r"collab\.models\.(?!weights).*",
