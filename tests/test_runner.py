@@ -26,9 +26,11 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 CHILD = """
 import json, os, pathlib, signal, sys, time
 folder, name, config = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+opened = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+held = [os.path.basename(os.readlink(path)) for path in opened if os.path.exists(path)]
 def note(word):
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    line = json.dumps([word, name, time.time(), cores]) + "\\n"
+    line = json.dumps([word, name, time.time(), cores, os.getsid(0), held]) + "\\n"
     with open(folder.parent / "notes", "a") as file:
         file.write(line)
 def save(number, frame):
@@ -111,12 +113,14 @@ def test_runs_go_side_by_side_on_cores_of_their_own(
     lines = [json.loads(line) for line in (tmp_path / "runs" / "notes").read_text().splitlines()]
     under_way: dict[str, set[int]] = {}
     most = 0
-    for word, name, _, cores in sorted(lines, key=lambda line: line[2]):
+    for word, name, _, cores, session, held in sorted(lines, key=lambda line: line[2]):
         if word == "began":
             under_way[name] = set(cores)
         else:
             del under_way[name]
         most = max(most, len(under_way))
+        assert session != os.getsid(0)  # a terminal's Ctrl-C reaches the runner alone
+        assert ".lock" in held  # also where the runner is killed
         if len(under_way) == 2 and CORES > 1:
             assert set.isdisjoint(*under_way.values())
     assert most == 2
@@ -221,7 +225,7 @@ def test_a_run_that_another_study_makes_is_waited_for(tmp_path: Path, soon: Any)
     job, _ = plan("study", named("a", "b"), tmp_path)
     job.folder.mkdir(parents=True)
     with (job.folder / ".lock").open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+        fcntl.flock(other, fcntl.LOCK_SH)  # nobody else may have it for himself
 
         def end() -> None:
             config = json.dumps(job.config.to_dict())
