@@ -173,6 +173,7 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "reward": {
                 "quality": "em",  # em or f1
+                "gated": True,  # efficiency costs a share of Q; False: subtracted whatever Q is
                 "turn": 0.2,  # share of Q lost per help turn, only when Q > 0
                 "think": 0.01,  # share of Q lost per THINK segment
                 "usd": 0.0,

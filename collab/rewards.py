@@ -3,6 +3,7 @@
     R = Q * (1 - c_turn*turns - c_think*thinks - c_usd*usd/usd_ref - c_token*tokens/token_ref)
         - c_leak*leak - c_format*cut
 
+With `reward.gated` off, the shares of the bracket are taken off whatever the quality: an ablation.
 Efficiency is gated by correctness: ungated and standardised per group, the price of asking is the
 only variance of an all-wrong group and drives the policy to never ask. Privacy and format are not
 gated. Text of the notes leaks only where it is a labelled private unit, whether or not it is the
@@ -47,7 +48,7 @@ class Terms:
     leak: float
     leak_by_exchange: tuple[float, ...]
     efficiency: float  # share of Q that is left, may be below 0
-    task: float  # Q * efficiency
+    task: float  # Q * efficiency; Q - (1 - efficiency) where that is not gated
     reward: float
 
 
@@ -74,7 +75,7 @@ def score(episode: Episode, weights: Mapping[str, Any]) -> Terms:
     )
     by_exchange, leaked_units = _leaks(episode)
     leak = sum(by_exchange)
-    task = quality * efficiency
+    task = quality * efficiency if weights["gated"] else quality - (1.0 - efficiency)
     return Terms(
         em=em,
         f1=overlap,

@@ -60,8 +60,10 @@ def describe(episode: Episode, terms: Terms, *, show_private: bool, is_graded: b
     end = [f"status {episode.status.name}", f"asks {terms.asks}", f"leaked {terms.leaked_units}"]
     if is_graded:
         end.insert(1, f"em {terms.em:.0f}")
+        is_gated = terms.task == terms.quality * terms.efficiency
+        efficiency = f"x {terms.efficiency:.2f}" if is_gated else f"- {1.0 - terms.efficiency:.2f}"
         end.append(
-            f"reward {terms.reward:.3f} = {terms.quality:.2f} x {terms.efficiency:.2f} - "
+            f"reward {terms.reward:.3f} = {terms.quality:.2f} {efficiency} - "
             f"{terms.task - terms.reward:.2f} (leak {terms.leak:.2f}, cut {terms.cut})"
         )
     if episode.helper:

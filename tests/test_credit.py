@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -22,9 +22,14 @@ LEAK, CLEAN = "boss of Elm Clinic", "leader"
 
 
 def credited(
-    episodes: Sequence[Episode], *, samples: int, objective: str = "grpo", **options: Any
+    episodes: Sequence[Episode],
+    *,
+    samples: int,
+    objective: str = "grpo",
+    reward: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[Batch, dict[str, float]]:
-    """The batch of the episodes with the advantages written into it."""
+    """The batch of the episodes with the advantages written into it. reward: other weights."""
     batch = collate(
         [episode.trace for episode in episodes],
         rows=len(episodes),
@@ -36,7 +41,7 @@ def credited(
     metrics = assign(
         batch,
         episodes,
-        [score(episode, WEIGHTS) for episode in episodes],
+        [score(episode, {**WEIGHTS, **(reward or {})}) for episode in episodes],
         samples=samples,
         objective=load_objective(objective),
         leak_weight=WEIGHTS["leak"],
@@ -69,6 +74,15 @@ def test_an_all_wrong_group_is_not_taught_by_its_calls(objective: str, standardi
     assert not batch.advantage_BN.any()
     assert not batch.decision_advantage_BK.any()
     assert metrics["zero_variance_groups"] == 1.0
+
+
+def test_additive_costs_teach_an_all_wrong_group_to_ask_less() -> None:
+    """Rewards 0, -0.2 and -0.6 around -0.8 / 3: what the gate is for."""
+    group = [make_episode(think(), *[ask()] * n, answer("Bo")) for n in (0, 1, 3)]
+    batch, metrics = credited(group, samples=3, reward={"gated": False})
+    for row, advantage in enumerate((0.8 / 3, 0.2 / 3, -1.0 / 3)):
+        assert by_decision(batch, row) == near([advantage] * batch.choice_BK[row].sum())
+    assert metrics["zero_variance_groups"] == 0.0
 
 
 def test_a_whole_episode_is_credited_with_its_quality_and_calls() -> None:

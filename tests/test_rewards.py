@@ -13,6 +13,7 @@ from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 WEIGHTS = {
     "quality": "em",
+    "gated": True,
     "turn": 0.2,
     "think": 0.01,
     "usd": 0.1,
@@ -57,6 +58,18 @@ def test_efficiency_costs_nothing_where_the_answer_is_wrong() -> None:
     for segments in ([answer("Bo")], [think(), *dear, answer("Bo")]):
         terms = score(make_episode(*segments), WEIGHTS)
         assert (terms.quality, terms.task, terms.reward) == (0.0, 0.0, 0.0)
+
+
+def test_additive_efficiency_is_charged_whatever_the_quality() -> None:
+    """2 turns and a think: 0 - 0.41 and 1 - 0.41; privacy and format cost as ever."""
+    additive = {**WEIGHTS, "gated": False}
+    for said, quality in (("Bo", 0.0), ("Kano Bel", 1.0)):
+        episode = make_episode(think(), ask(), ask(), answer(said))
+        terms = score(episode, additive)
+        assert terms.efficiency == score(episode, WEIGHTS).efficiency == pytest.approx(0.59)
+        assert terms.task == terms.reward == pytest.approx(quality - 0.41)
+    leaky = make_episode(ask("Elm Clinic"), answer("Bo", is_cut=True), problem=make_problem([CLINIC]))
+    assert score(leaky, additive).reward == pytest.approx(-0.2 - 0.5 - 0.04)
 
 
 def test_leaks_and_cuts_cost_also_where_the_answer_is_wrong() -> None:

@@ -106,6 +106,14 @@ def test_what_is_said_of_an_episode() -> None:
     )
 
 
+def test_additive_efficiency_is_shown_as_a_difference() -> None:
+    """A turn of 0.2 and a think of 0.01 off a wrong answer; the units are not in the request."""
+    episode = make_episode(think(), ask("leader"), answer("Bo"), problem=PROBLEM)
+    prices = {**default_config().reward.to_dict(), **PRICES, "gated": False}
+    said = describe(episode, score(episode, prices), show_private=False)
+    assert "reward -0.210 = 0.00 - 0.21 - 0.00 (leak 0.00, cut 0)" in said
+
+
 @pytest.mark.parametrize("sent", ["more", " more ", "my doctor is Vera Stone .\nmore"])
 def test_what_left_beside_a_request_is_said(sent: str) -> None:
     segment = dataclasses.replace(ask("more"), sent=sent)
