@@ -227,6 +227,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "kl_weight": 0.05,  # to the cold start, per token and per decision
                 "entropy_weight": 0.01,  # of the head
                 "standardise": True,  # divide advantages by the group's deviation
+                "episode_tokens": 64,  # dr_grpo divides an episode's summed token losses by it
             },
             "checkpoint": {
                 "every": 20,  # iterations

@@ -62,8 +62,8 @@ def _check_ranges(config: Any) -> None:
 # No key of the schema can be negative or infinite; these are held tighter.
 AT_LEAST_ONE = (
     "rollout.rows", "rollout.max_segments", "rollout.max_asks", "rollout.steps_per_call",
-    "rollout.prompts_per_call", "rl.problems", "rl.updates", "cold_start.batch",
-    "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every",
+    "rollout.prompts_per_call", "rl.problems", "rl.updates", "rl.episode_tokens",
+    "cold_start.batch", "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every",
     "checkpoint.imitation_every", "checkpoint.keep",
     "evaluate.bootstrap", "log.every", "log.samples_every", "llm.concurrency", "llm.reply_tokens",
     "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
@@ -312,6 +312,11 @@ def _check_learning(config: Any) -> None:
         rl.iterations == 0 or rl.updates == 1 or rl.objective != "reinforce",
         f"rl.updates={rl.updates} with rl.objective='reinforce' would go off-policy without a "
         "clip; use rl.objective='grpo' or rl.updates=1",
+    )
+    _require(
+        not (rl.standardise and rl.objective == "dr_grpo"),
+        "rl.standardise=True with rl.objective='dr_grpo', which is GRPO without the group's "
+        "deviation; set rl.standardise=False, or rl.objective='grpo'",
     )
 
 

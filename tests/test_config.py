@@ -136,6 +136,11 @@ def test_shares_are_at_most_one(path: str) -> None:
             "rl.objective='grpo' or rl.updates=1",
         ),
         (
+            {"rl.objective": "dr_grpo"},
+            "rl.standardise=True with rl.objective='dr_grpo', which is GRPO without the group's "
+            "deviation; set rl.standardise=False",
+        ),
+        (
             {"task.world.known_share": 0.75, "task.world.faint_share": 0.5},
             "task.world.known_share+faint_share=1.25 must be at most 1; lower one",
         ),
@@ -256,6 +261,8 @@ def test_each_rule_names_key_value_and_fix(changes: dict[str, Any], message: str
         {"evaluate.ask_bias": "-1.5"},
         {"rl.updates": 2},  # grpo clips
         {"rl.updates": 2, "rl.objective": "reinforce", "rl.iterations": 0},
+        {"rl.objective": "dr_grpo", "rl.standardise": False},
+        {"rl.objective": "dapo", "rl.updates": 2},
         {"cold_start.steps": 0},
         {"rollout.rows": 96, "mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2},
         {"llm.prices": (("", 0, 0, 0), ("gpt-9.1", 2.0, 0.5, 8.0))},

@@ -51,7 +51,7 @@ def rollout(asks_B: np.ndarray, rng: np.random.Generator) -> list[Episode]:
     ]
 
 
-@pytest.mark.parametrize("objective", ["reinforce", "grpo"])
+@pytest.mark.parametrize("objective", ["reinforce", "grpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize(("price", "rises"), [(0.1, True), (0.9, False)])
 def test_the_ask_rate_follows_what_asking_pays(objective: str, price: float, rises: bool) -> None:
     """With help 1 - price, alone 0.5: asking pays below a price of a half, and not above."""
@@ -90,7 +90,7 @@ def test_the_ask_rate_follows_what_asking_pays(objective: str, price: float, ris
         terms = [score(episode, {**CONFIG.reward.to_dict(), "turn": price}) for episode in episodes]
         assign(
             batch, episodes, terms, samples=SAMPLES, objective=rule, leak_weight=0.0,
-            standardise=True,
+            standardise=objective != "dr_grpo",
         )  # fmt: skip
         state, _ = step(state, params, batch)
     after = ask_rate()

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from collab.rl import OBJECTIVES, group_scale, load_objective
+from collab.rl.dapo import Dapo
+from collab.rl.dr_grpo import DrGrpo
 from collab.rl.grpo import Grpo
 from collab.rl.reinforce import Reinforce
 
@@ -73,6 +75,42 @@ def test_grpo_loss(ratio: float, advantage: float, expected: float, slope: float
     assert gradient == pytest.approx(slope, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "slope"),
+    [
+        (1.25, 2.0, -2.5, -2.5),  # GRPO would have clipped it at 1.2
+        (1.5, 2.0, -2.56, 0.0),  # clipped at 1 + 1.4 * 0.2
+        (1.5, -2.0, 3.0, 3.0),
+        (0.5, -2.0, 1.6, 0.0),  # clipped at 0.8, as ever
+    ],
+)
+def test_dapo_clips_higher(ratio: float, advantage: float, expected: float, slope: float) -> None:
+    def loss_of(logp: jax.Array) -> jax.Array:
+        return Dapo().loss(logp, jnp.float32(-1.0), jnp.float32(advantage), 0.2)
+
+    loss, gradient = jax.value_and_grad(loss_of)(jnp.float32(-1.0 + math.log(ratio)))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert gradient == pytest.approx(slope, rel=1e-5)
+
+
+def test_dr_grpo_divides_by_a_constant() -> None:
+    """(1 + 2 + 3 + 4) / (3 episodes * 8), though 4 tokens were written; GRPO's mean is 10 / 4."""
+    loss_BN = jnp.array([[1.0, 2.0, 3.0], [4.0, 7.0, jnp.nan], [9.0, 9.0, 9.0]])
+    written_BN = jnp.array([[True, True, True], [True, False, False], [False] * 3])
+    assert DrGrpo().average(loss_BN, written_BN, {"episode_tokens": 8}) == pytest.approx(10 / 24)
+    assert Grpo().average(loss_BN, written_BN, {}) == pytest.approx(10 / 4)
+
+
+def test_a_long_episode_does_not_make_dr_grpos_tokens_lighter() -> None:
+    """The slope of a token: 1 / (2 * 8) beside one other token or beside five."""
+    for others in (1, 5):
+        written_BN = jnp.arange(6) < jnp.array([[1], [others]])
+        slope_BN = jax.grad(
+            lambda loss_BN, mask=written_BN: DrGrpo().average(loss_BN, mask, {"episode_tokens": 8})
+        )(jnp.ones((2, 6)))
+        np.testing.assert_allclose(slope_BN, np.where(written_BN, 1 / 16, 0.0))
+
+
 def test_unknown_objective() -> None:
     with pytest.raises(ValueError, match="'no_such' is unknown; the table has reinforce"):
         load_objective("no_such")
@@ -109,6 +147,20 @@ def test_contract_of_a_group_that_agrees(objective: Any) -> None:
 def test_contract_of_a_group_of_one(objective: Any) -> None:
     with pytest.raises(ValueError, match=r"rl\.samples=1 must be at least 2"):
         objective.advantages(np.ones((3, 1)), standardise=False)
+
+
+def test_contract_of_the_average(objective: Any) -> None:
+    """Linear in the losses of written tokens, blind to all others; nothing written gives 0."""
+    weights = {"episode_tokens": 4}
+    loss_BN, written_BN = (
+        jnp.array([[1.0, -2.0], [3.0, 50.0]]),
+        jnp.array([[True, True], [True, False]]),
+    )
+    average = objective.average(loss_BN, written_BN, weights)
+    assert average > 0.0
+    other_BN = jnp.where(written_BN, 3.0 * loss_BN, -7.0)
+    np.testing.assert_allclose(objective.average(other_BN, written_BN, weights), 3.0 * average)
+    assert objective.average(loss_BN, jnp.zeros((2, 2), bool), weights) == 0.0
 
 
 def test_contract_of_the_loss(objective: Any) -> None:

@@ -68,7 +68,9 @@ def test_additive_efficiency_is_charged_whatever_the_quality() -> None:
         terms = score(episode, additive)
         assert terms.efficiency == score(episode, WEIGHTS).efficiency == pytest.approx(0.59)
         assert terms.task == terms.reward == pytest.approx(quality - 0.41)
-    leaky = make_episode(ask("Elm Clinic"), answer("Bo", is_cut=True), problem=make_problem([CLINIC]))
+    leaky = make_episode(
+        ask("Elm Clinic"), answer("Bo", is_cut=True), problem=make_problem([CLINIC])
+    )
     assert score(leaky, additive).reward == pytest.approx(-0.2 - 0.5 - 0.04)
 
 

@@ -6,14 +6,19 @@ An objective is one file with a class and one line of the table below.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from collab.metrics import masked_mean
+
 OBJECTIVES = {
     "reinforce": "collab.rl.reinforce:Reinforce",
     "grpo": "collab.rl.grpo:Grpo",
+    "dr_grpo": "collab.rl.dr_grpo:DrGrpo",
+    "dapo": "collab.rl.dapo:Dapo",
 }
 
 
@@ -29,6 +34,15 @@ class Objective(Protocol):
     ) -> jax.Array:
         """Loss of each token or decision, same shape as `logp`, to be averaged under a mask."""
         ...
+
+    def average(
+        self, loss_BN: jax.Array, written_BN: jax.Array, weights: Mapping[str, Any]
+    ) -> jax.Array:
+        """The tokens' loss as one f32 scalar; over all tokens of the batch, unless overridden.
+
+        weights: `config.rl`.
+        """
+        return masked_mean(loss_BN, written_BN)
 
 
 def load_objective(name: str) -> Any:

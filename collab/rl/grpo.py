@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from collab.rl import group_scale
+from collab.rl import Objective, group_scale
 
 
-class Grpo:
-    """Rewards centred on their group, clipped ratio to the sampler. Source: Shao et al. 2024."""
+class Grpo(Objective):
+    """Rewards centred on their group, clipped ratio to the sampler.
+
+    Source: Shao et al. 2024, who average the tokens of each episode first; here all tokens of a
+    batch weigh alike.
+    """
 
     def advantages(self, reward_PG: np.ndarray, *, standardise: bool) -> np.ndarray:
         samples = reward_PG.shape[1]

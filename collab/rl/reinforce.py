@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from collab.rl import group_scale
+from collab.rl import Objective, group_scale
 
 
-class Reinforce:
+class Reinforce(Objective):
     """On-policy score-function gradient; `clip` is not used. Source: Kool et al. 2019."""
 
     def advantages(self, reward_PG: np.ndarray, *, standardise: bool) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The one optimiser step, for imitation and for policy gradients.
 
-    L = L_tokens (mean over policy tokens) + a * L_head (mean over decisions, own clip)
+    L = L_tokens (mean over policy tokens*) + a * L_head (mean over decisions, own clip)
         + kl * (KL of tokens + KL of decisions) - entropy of the head
 
+* or as the objective averages them.
 The head's loss is never folded into the token mean: one decision in 200 tokens would weigh 0.5 %.
 Pure and unjitted; `collab.train` jits each once with shardings and donation.
 """
@@ -134,11 +135,12 @@ class Learner:
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             logp_BN, logp_BKA = self._logp(params, batch)
             chosen_BK = _chosen(logp_BKA, batch.action_BK)
-            token_loss = masked_mean(
+            token_loss = objective.average(
                 objective.loss(
                     logp_BN, batch.sampler_logp_BN, batch.advantage_BN, weights["clip_ratio"]
                 ),
                 batch.written_BN,
+                weights,
             )
             decision_loss = masked_mean(
                 objective.loss(
