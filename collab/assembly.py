@@ -144,7 +144,9 @@ def assemble(config: Any, workdir: str) -> Assembly:
         audit = AuditLog(audit_path, where=backend.where)
     gate = Gate(config.privacy.gate, audit)
     policy = Policy(
-        transformer_config(config.model, tokenizer.size), len(action_names(request_names(config)))
+        transformer_config(config.model, tokenizer.size),
+        len(action_names(request_names(config))),
+        has_value=config.rl.credit == "value",
     )
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)

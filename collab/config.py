@@ -208,6 +208,11 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "rl": {
                 "objective": "grpo",  # a row of collab.rl.OBJECTIVES
+                # of decisions: the whole episode against its siblings, or step by step from a value
+                # head; tokens have the episode's, with objective ppo that of their decision
+                "credit": "episode",
+                "value_weight": 0.5,  # of the value head's squared error
+                "gae_lambda": 1.0,  # 1: all that was earned from a decision on; 0: up to the next
                 "iterations": 80,
                 # rolled out under every constant rule before the first iteration, so that each
                 # logs its gap to the best one; 0 = no such gap

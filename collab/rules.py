@@ -74,12 +74,14 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 MOST_DISTRACTORS = 8
 POSITIVE = (
-    "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "calibrate.tolerance",
+    "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "rl.value_weight",
+    "calibrate.tolerance",
     "privacy.judge.deadline_s", "privacy.audit_judge.deadline_s",
 )  # fmt: skip
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
     "llm.retry_refill", "llm.weaken.drop", "llm.weaken.shorten", "llm.weaken.wrong",
+    "rl.gae_lambda",
 )  # fmt: skip
 ONE_OF = {
     "reward.quality": ("em", "f1"),
@@ -94,6 +96,7 @@ ONE_OF = {
     "privacy.recognisers": ("", "presidio"),
     "privacy.judge.mode": ("off", "log", "reward"),
     "privacy.audit_judge.mode": ("off", "log"),  # reward it, and it audits no more
+    "rl.credit": ("episode", "value"),
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
 
@@ -317,6 +320,11 @@ def _check_learning(config: Any) -> None:
         not (rl.standardise and rl.objective == "dr_grpo"),
         "rl.standardise=True with rl.objective='dr_grpo', which is GRPO without the group's "
         "deviation; set rl.standardise=False, or rl.objective='grpo'",
+    )
+    _require(
+        rl.objective != "ppo" or rl.credit == "value",
+        f"rl.credit={rl.credit!r} must be 'value' with rl.objective='ppo', whose critic the value "
+        "head is; set rl.credit='value', or rl.objective='grpo'",
     )
 
 

@@ -43,6 +43,7 @@ def test_padding_is_no_token_no_choice_and_no_advantage() -> None:
     batch = collated([LONG, SHORT])
     assert batch.written_BN.sum(axis=1).tolist() == [6, 2, 0]
     assert batch.choice_BK.sum(axis=1).tolist() == [3, 1, 0]
+    assert batch.decided_BK.sum(axis=1).tolist() == [3, 1, 0]
     assert (batch.written_at_BN[~batch.written_BN] == 1).all()
     assert not batch.tokens_BS[0, 14:].any() and not batch.tokens_BS[2].any()
     assert not batch.sampler_logp_BN[~batch.written_BN].any()
@@ -55,6 +56,7 @@ def test_a_forced_action_is_no_choice() -> None:
     legal_KA[1] = np.arange(len(NAMES)) == FIRST_REQUEST_ID
     batch = collated([dataclasses.replace(LONG, legal_KA=legal_KA)])
     assert batch.choice_BK[0].tolist() == [True, False, True, False]
+    assert batch.decided_BK[0].tolist() == [True, True, True, False]
     np.testing.assert_array_equal(batch.legal_BKA[0, :3], legal_KA)
 
 
@@ -65,6 +67,7 @@ def test_dtypes() -> None:
         "written_BN",
         "legal_BKA",
         "choice_BK",
+        "decided_BK",
     }
     assert set(dtypes.values()) == {"bool", "int32", "float32"}
 

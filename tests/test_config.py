@@ -27,6 +27,7 @@ SHARES = [path for path in NUMBERS if path.endswith("_share")] + [
     "cold_start.vague",
     "llm.scripted.error_rate",
     "llm.retry_refill",
+    "rl.gae_lambda",
 ]
 
 CALLED = {
@@ -139,6 +140,15 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"rl.objective": "dr_grpo"},
             "rl.standardise=True with rl.objective='dr_grpo', which is GRPO without the group's "
             "deviation; set rl.standardise=False",
+        ),
+        (
+            {"rl.credit": "vlue"},
+            "rl.credit='vlue' must be one of episode, value; did you mean value",
+        ),
+        (
+            {"rl.objective": "ppo"},
+            "rl.credit='episode' must be 'value' with rl.objective='ppo', whose critic the value "
+            "head is; set rl.credit='value'",
         ),
         (
             {"task.world.known_share": 0.75, "task.world.faint_share": 0.5},
@@ -263,6 +273,7 @@ def test_each_rule_names_key_value_and_fix(changes: dict[str, Any], message: str
         {"rl.updates": 2, "rl.objective": "reinforce", "rl.iterations": 0},
         {"rl.objective": "dr_grpo", "rl.standardise": False},
         {"rl.objective": "dapo", "rl.updates": 2},
+        {"rl.objective": "ppo", "rl.credit": "value", "rl.updates": 4},
         {"cold_start.steps": 0},
         {"rollout.rows": 96, "mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2},
         {"llm.prices": (("", 0, 0, 0), ("gpt-9.1", 2.0, 0.5, 8.0))},

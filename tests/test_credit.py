@@ -11,7 +11,7 @@ from collab.config import default_config
 from collab.rewards import score
 from collab.rl import OBJECTIVES, load_objective
 from collab.rl.batch import Batch, collate
-from collab.rl.credit import assign
+from collab.rl.credit import assign, earned_by_step
 from collab.rollout.state import FEATURES
 from collab.types import Episode, PrivateUnit, Status
 from episodes import NAMES, WRITTEN, answer, ask, make_episode, make_problem, think
@@ -151,6 +151,35 @@ def test_an_opening_request_is_charged_to_no_decision() -> None:
     batch, _ = credited(group, samples=2)
     assert by_segment(batch, 0) == near([0, 0.25, 0])
     assert by_decision(batch, 0) == near([0, 0, 0])
+
+
+def test_each_step_has_earned_its_leaks_and_cuts_and_the_last_one_the_task() -> None:
+    """A right answer after two turns, 1 - 0.4; the sum is the reward without the opening's leak."""
+    units = [PrivateUnit("Elm Clinic", "clinic"), PrivateUnit("Vera Stone", "doctor")]
+    episode = make_episode(
+        think(is_cut=True),
+        ask(LEAK),
+        think(),
+        answer(is_cut=True),
+        opening=ask("Vera Stone", action="ask_solve"),
+        problem=make_problem(units),
+    )
+    terms = score(episode, {**WEIGHTS, "format": 0.1})
+    earned_K = earned_by_step(episode, terms, leak_weight=0.5)
+    assert earned_K.tolist() == near([-0.1, -0.25, 0.0, 0.6 - 0.1])
+    assert earned_K.sum() == pytest.approx(terms.reward + 0.25)
+
+
+def test_the_batch_holds_what_was_earned() -> None:
+    """Whatever the objective does with it; of an episode that says nothing, nothing."""
+    group = [
+        make_episode(think(), ask(LEAK), answer(), problem=PRIVATE),
+        make_episode(think(), answer(), status=Status.LLM_FAILED),
+    ]
+    batch, _ = credited(group, samples=2, standardise=True)
+    assert batch.reward_BK[0, :3].tolist() == near([0.0, -0.5, 0.8])
+    assert batch.decided_BK.sum(axis=1).tolist() == [3, 0]
+    assert not batch.reward_BK[0, 3:].any() and not batch.reward_BK[1].any()
 
 
 # --- episodes that say nothing of the policy -----------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -14,9 +18,9 @@ from collab.rewards import score
 from collab.rl import load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
-from collab.rl.update import Learner, log_probabilities, make_optimizer
+from collab.rl.update import Learner, TrainState, log_probabilities, make_optimizer
 from collab.rollout.state import FEATURES
-from collab.types import ANSWER_ID, FIRST_REQUEST_ID, Episode
+from collab.types import ANSWER_ID, FIRST_REQUEST_ID, Episode, Params
 from episodes import NAMES, answer, ask, make_episode, think
 
 PROBLEMS, SAMPLES, UPDATES = 8, 8, 40
@@ -25,13 +29,38 @@ NETWORK = TransformerConfig(
     vocabulary=64, width=16, layers=1, heads=2, kv_heads=1, head_channels=8, feed_forward=32
 )
 POLICY = Policy(NETWORK, len(NAMES))
+CRITIC = Policy(NETWORK, len(NAMES), has_value=True)
 CONFIG = default_config()
-LEARNER = Learner(
-    POLICY,
-    make_optimizer(optax.constant_schedule(3e-3), clip_norm=1.0, head_rate=10.0, feature_rate=1.0),
-    is_barred_V=np.zeros(NETWORK.vocabulary, bool),
-    temperature=1.0,
+OPTIMIZER = make_optimizer(
+    optax.constant_schedule(3e-3), clip_norm=1.0, head_rate=10.0, feature_rate=1.0
 )
+IS_BARRED = np.zeros(NETWORK.vocabulary, bool)
+
+# Compiling is most of these tests' time.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def start(policy: Policy) -> tuple[Learner, TrainState]:
+    params = quick_jit(lambda key: init_params(policy, key, len(FEATURES)))(jax.random.key(0))
+    learner = Learner(policy, OPTIMIZER, is_barred_V=IS_BARRED, temperature=1.0)
+    return learner, quick_jit(learner.start)(params)
+
+
+@functools.cache
+def log_probability(policy: Policy) -> Callable[[Params, Batch], Any]:
+    return quick_jit(lambda params, batch: log_probabilities(policy, params, batch, IS_BARRED, 1.0))
+
+
+@functools.cache
+def make_step(objective: str, policy: Policy) -> Callable[..., Any]:
+    rule, (learner, _) = load_objective(objective), start(policy)
+    weights = {**CONFIG.rl.to_dict(), "kl_weight": 0.0, "entropy_weight": 0.0}
+    return quick_jit(
+        lambda state, reference, batch: learner.policy_gradient(
+            state, reference, batch, objective=rule, weights=weights
+        )
+    )
 
 
 def collated(episodes: list[Episode]) -> Batch[np.ndarray]:
@@ -51,22 +80,25 @@ def rollout(asks_B: np.ndarray, rng: np.random.Generator) -> list[Episode]:
     ]
 
 
-@pytest.mark.parametrize("objective", ["reinforce", "grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize(
+    ("objective", "policy"),
+    [
+        ("reinforce", POLICY),
+        ("grpo", POLICY),
+        ("dr_grpo", POLICY),
+        ("dapo", POLICY),
+        ("grpo", CRITIC),
+        ("ppo", CRITIC),
+    ],
+    ids=["reinforce", "grpo", "dr_grpo", "dapo", "value", "ppo"],
+)
 @pytest.mark.parametrize(("price", "rises"), [(0.1, True), (0.9, False)])
-def test_the_ask_rate_follows_what_asking_pays(objective: str, price: float, rises: bool) -> None:
+def test_the_ask_rate_follows_what_asking_pays(
+    objective: str, policy: Policy, price: float, rises: bool
+) -> None:
     """With help 1 - price, alone 0.5: asking pays below a price of a half, and not above."""
-    rule = load_objective(objective)
-    weights = {**CONFIG.rl.to_dict(), "kl_weight": 0.0, "entropy_weight": 0.0}
-    step = jax.jit(
-        lambda state, reference, batch: LEARNER.policy_gradient(
-            state, reference, batch, objective=rule, weights=weights
-        )
-    )
-    logp = jax.jit(
-        lambda params, batch: log_probabilities(POLICY, params, batch, LEARNER.is_barred_V, 1.0)
-    )
-    params = init_params(POLICY, jax.random.key(0), len(FEATURES))
-    state, rng = LEARNER.start(params), np.random.default_rng(0)
+    rule, (_, state), step = load_objective(objective), start(policy), make_step(objective, policy)
+    logp, params, rng = log_probability(policy), state.params, np.random.default_rng(0)
     rows = PROBLEMS * SAMPLES
     probe = collated(rollout(np.zeros(rows, bool), rng))
 

@@ -317,6 +317,7 @@ def test_heads_learn_at_their_own_rates() -> None:
         "lm": {"a": jnp.ones(2), "b": jnp.ones(3)},
         "action_head": {"kernel": jnp.ones(2)},
         "feature_head": {"kernel": jnp.ones(2)},
+        "value_head": {"kernel": jnp.ones(2)},
     }
     gradient = jax.tree.map(lambda leaf: -0.3 * leaf, params)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
@@ -324,6 +325,7 @@ def test_heads_learn_at_their_own_rates() -> None:
     np.testing.assert_allclose(updates["lm"]["b"], 0.1, rtol=1e-4)
     np.testing.assert_allclose(updates["action_head"]["kernel"], 1.0, rtol=1e-4)
     np.testing.assert_allclose(updates["feature_head"]["kernel"], 10.0, rtol=1e-4)
+    np.testing.assert_allclose(updates["value_head"]["kernel"], 1.0, rtol=1e-4)
 
 
 def test_the_gradient_norm_is_clipped_and_the_rate_scheduled() -> None:

@@ -1,4 +1,4 @@
-"""The policy: the language model, the discrete help-action head, and its feature weights.
+"""The policy: the language model, the discrete help-action head, its feature weights, a critic.
 
 The head reads the last hidden state of the context and a few features of the segment just written
 (`collab.rollout.state.FEATURES`). The two inputs have weights of their own, because they learn at
@@ -17,10 +17,14 @@ from collab.types import Params
 
 
 class Policy(nn.Module):
-    """Parameters: `lm` (the transformer), `action_head`, `feature_head` (starts at zero)."""
+    """Parameters: `lm` (the transformer), `action_head`, `feature_head` (starts at zero).
+
+    has_value: there is a `value_head`, too (starts at zero).
+    """
 
     config: TransformerConfig
     actions: int
+    has_value: bool = False
 
     def setup(self) -> None:
         self.lm = Transformer(self.config)
@@ -28,6 +32,8 @@ class Policy(nn.Module):
         self.feature_head = nn.Dense(
             self.actions, use_bias=False, kernel_init=nn.initializers.zeros
         )
+        if self.has_value:
+            self.value_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
 
     def __call__(
         self, tokens_BS: jax.Array, positions_BS: jax.Array, cache: Cache | None = None
@@ -44,11 +50,22 @@ class Policy(nn.Module):
         with jax.named_scope("help_head"):
             return self.action_head(hidden.astype(jnp.float32)) + self.feature_head(features)
 
+    def value(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
+        """[..., D], [..., F] -> f32 [...]: the reward expected from this decision on.
+
+        It teaches the trunk nothing: what is learned there does not depend on how credit is given.
+        """
+        with jax.named_scope("value_head"):
+            read = jnp.concatenate([hidden.astype(jnp.float32), features], axis=-1)
+            return self.value_head(jax.lax.stop_gradient(read))[..., 0]
+
     def everything(self, tokens_BS: jax.Array, features_BF: jax.Array) -> jax.Array:
         """Touch every parameter once; for `init` only."""
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
         hidden, _ = self.lm(tokens_BS, positions_BS)
         self.token_logits(hidden)
+        if self.has_value:
+            self.value(hidden[:, -1], features_BF)
         return self.action_logits(hidden[:, -1], features_BF)
 
 

@@ -19,11 +19,20 @@ OBJECTIVES = {
     "grpo": "collab.rl.grpo:Grpo",
     "dr_grpo": "collab.rl.dr_grpo:DrGrpo",
     "dapo": "collab.rl.dapo:Dapo",
+    "ppo": "collab.rl.ppo:Ppo",
 }
 
 
+LEAST_DEVIATION = 0.05  # reward; what advantages are divided by is no smaller
+
+
 class Objective(Protocol):
-    """How rewards become advantages, and log-probabilities a loss."""
+    """How rewards become advantages, and log-probabilities a loss.
+
+    has_critic: the value head credits tokens, too, and siblings credit nothing.
+    """
+
+    has_critic: bool = False
 
     def advantages(self, reward_PG: np.ndarray, *, standardise: bool) -> np.ndarray:
         """f32 [P, G]: each sample's reward against its siblings'. G >= 2."""
@@ -62,4 +71,4 @@ def group_scale(reward_PG: np.ndarray, *, standardise: bool) -> np.ndarray:
     if not standardise:
         return np.ones((reward_PG.shape[0], 1), np.float32)
     deviation_P1 = reward_PG.std(axis=1, keepdims=True)
-    return (1.0 / np.maximum(deviation_P1, 0.05)).astype(np.float32)
+    return (1.0 / np.maximum(deviation_P1, LEAST_DEVIATION)).astype(np.float32)

@@ -28,7 +28,8 @@ class Batch(Generic[Array]):
 
     written_at_BN: i32, positions of the tokens that the policy wrote (at least 1), padded with 1;
     written_BN: bool, which of them are real. choice_BK: bool, decisions with more than one legal
-    action. Advantages are zero where there is nothing to learn.
+    action. decided_BK: bool, decisions that were made. reward_BK: what was earned from each of them
+    to the next. Advantages and rewards are zero where there is nothing to learn.
     """
 
     tokens_BS: Array
@@ -43,6 +44,8 @@ class Batch(Generic[Array]):
     features_BKF: Array
     choice_BK: Array
     decision_advantage_BK: Array
+    decided_BK: Array
+    reward_BK: Array
 
 
 def bucket(count: int, limit: int) -> int:
@@ -87,6 +90,8 @@ def collate(
         features_BKF=np.zeros((rows, K, features), np.float32),
         choice_BK=np.zeros((rows, K), bool),
         decision_advantage_BK=np.zeros((rows, K), np.float32),
+        decided_BK=np.zeros((rows, K), bool),
+        reward_BK=np.zeros((rows, K), np.float32),
     )
     for b, trace in enumerate(traces):
         s, k = len(trace.tokens_S), len(trace.action_K)
@@ -101,4 +106,5 @@ def collate(
         batch.legal_BKA[b, :k] = trace.legal_KA
         batch.features_BKF[b, :k] = trace.features_KF
         batch.choice_BK[b, :k] = trace.legal_KA.sum(-1) > 1
+        batch.decided_BK[b, :k] = True
     return batch

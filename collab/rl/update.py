@@ -1,10 +1,11 @@
 """The one optimiser step, for imitation and for policy gradients.
 
-    L = L_tokens (mean over policy tokens*) + a * L_head (mean over decisions, own clip)
+    L = L_tokens (mean over policy tokens) + a * L_head (mean over decisions, own clip)
         + kl * (KL of tokens + KL of decisions) - entropy of the head
+        + v * L_value, where the policy has a value head
 
-* or as the objective averages them.
-The head's loss is never folded into the token mean: one decision in 200 tokens would weigh 0.5 %.
+An objective may average the tokens in its own way. The head's loss is never folded into theirs: one
+decision in 200 tokens would weigh 0.5 %.
 Pure and unjitted; `collab.train` jits each once with shardings and donation.
 """
 
@@ -22,7 +23,7 @@ import optax
 from collab.metrics import masked_mean
 from collab.models.policy import Policy
 from collab.models.sampling import token_logp
-from collab.rl import Objective
+from collab.rl import Objective, value
 from collab.rl.batch import Batch
 from collab.types import Params
 
@@ -40,8 +41,8 @@ class TrainState:
 def make_optimizer(
     schedule: optax.Schedule, *, clip_norm: float, head_rate: float, feature_rate: float
 ) -> optax.GradientTransformation:
-    """Adam with a clipped norm; head and feature weights learn faster than the trunk."""
-    factors = {"action_head": head_rate, "feature_head": feature_rate}
+    """Adam with a clipped norm; heads and feature weights learn faster than the trunk."""
+    factors = {"action_head": head_rate, "feature_head": feature_rate, "value_head": head_rate}
 
     def quicken(updates: Params, params: Params | None) -> Params:
         return {
@@ -68,6 +69,17 @@ def log_probabilities(
     Returns of each written token given those before it f32 [B, N], and of every action at each
     decision f32 [B, K, A] under its legal mask.
     """
+    return _read(policy, params, batch, is_barred_V, temperature)[:2]
+
+
+def _read(
+    policy: Policy,
+    params: Params,
+    batch: Batch[jax.Array],
+    is_barred_V: np.ndarray,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`log_probabilities`, and the hidden states that the decisions read [B, K, D]."""
     B, S = batch.tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
     hidden_BSD, _ = policy.apply({"params": params}, batch.tokens_BS, positions_BS)
@@ -81,15 +93,13 @@ def log_probabilities(
         logp_BNV = token_logp(logits_BNV, jnp.asarray(is_barred_V), jnp.float32(temperature))
         written_BN1 = batch.tokens_BS[row_B1, batch.written_at_BN][..., None]
         logp_BN = jnp.take_along_axis(logp_BNV, written_BN1, axis=-1)[..., 0]
+    hidden_BKD = hidden_BSD[row_B1, batch.decided_at_BK]
     action_logits_BKA = policy.apply(
-        {"params": params},
-        hidden_BSD[row_B1, batch.decided_at_BK],
-        batch.features_BKF,
-        method=Policy.action_logits,
+        {"params": params}, hidden_BKD, batch.features_BKF, method=Policy.action_logits
     )
     legal_logits_BKA = jnp.where(batch.legal_BKA, action_logits_BKA, -1e30)
     logp_BN = jnp.where(batch.written_BN, logp_BN, 0.0)
-    return logp_BN, jax.nn.log_softmax(legal_logits_BKA, axis=-1)
+    return logp_BN, jax.nn.log_softmax(legal_logits_BKA, axis=-1), hidden_BKD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +143,13 @@ class Learner:
         reference_BN, reference_BKA = jax.lax.stop_gradient((reference_BN, reference_BKA))
 
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logp_BN, logp_BKA = self._logp(params, batch)
+            logp_BN, logp_BKA, hidden_BKD = self._read(params, batch)
             chosen_BK = _chosen(logp_BKA, batch.action_BK)
+            advantage_BN, advantage_BK, value_metrics = self._advantages(
+                params, hidden_BKD, batch, objective=objective, weights=weights
+            )
             token_loss = objective.average(
-                objective.loss(
-                    logp_BN, batch.sampler_logp_BN, batch.advantage_BN, weights["clip_ratio"]
-                ),
+                objective.loss(logp_BN, batch.sampler_logp_BN, advantage_BN, weights["clip_ratio"]),
                 batch.written_BN,
                 weights,
             )
@@ -146,7 +157,7 @@ class Learner:
                 objective.loss(
                     chosen_BK,
                     batch.sampler_action_logp_BK,
-                    batch.decision_advantage_BK,
+                    advantage_BK,
                     weights["head_clip_ratio"],
                 ),
                 batch.choice_BK,
@@ -164,6 +175,8 @@ class Learner:
                 + weights["kl_weight"] * (token_kl + decision_kl)
                 - weights["entropy_weight"] * entropy
             )
+            if self.policy.has_value:
+                loss += weights["value_weight"] * value_metrics["value_loss"]
             token_gap_BN = jnp.where(batch.written_BN, logp_BN - batch.sampler_logp_BN, 0.0)
             head_gap_BK = jnp.where(batch.choice_BK, chosen_BK - batch.sampler_action_logp_BK, 0.0)
             return loss, {
@@ -174,12 +187,38 @@ class Learner:
                 "sampler_gap": jnp.maximum(
                     jnp.max(jnp.abs(token_gap_BN)), jnp.max(jnp.abs(head_gap_BK))
                 ),
+                **value_metrics,
             }
 
         return self._apply(state, loss_of)
 
+    def _advantages(
+        self,
+        params: Params,
+        hidden_BKD: jax.Array,
+        batch: Batch[jax.Array],
+        *,
+        objective: Objective,
+        weights: Mapping[str, Any],
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Of tokens [B, N] and decisions [B, K]; and the value head's loss and figures, if any."""
+        if not self.policy.has_value:
+            return batch.advantage_BN, batch.decision_advantage_BK, {}
+        value_BK = self.policy.apply(
+            {"params": params}, hidden_BKD, batch.features_BKF, method=Policy.value
+        )
+        advantage_BK, metrics = value.credited(batch, value_BK, weights)
+        if objective.has_critic:
+            return value.of_tokens(advantage_BK, batch), advantage_BK, metrics
+        return batch.advantage_BN, advantage_BK, metrics
+
     def _logp(self, params: Params, batch: Batch[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return log_probabilities(self.policy, params, batch, self.is_barred_V, self.temperature)
+        return self._read(params, batch)[:2]
+
+    def _read(
+        self, params: Params, batch: Batch[jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _read(self.policy, params, batch, self.is_barred_V, self.temperature)
 
     def _apply(self, state: TrainState, loss_of: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
