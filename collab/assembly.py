@@ -143,10 +143,13 @@ def assemble(config: Any, workdir: str) -> Assembly:
     if backend.where and config.privacy.gate != "off":
         audit = AuditLog(audit_path, where=backend.where)
     gate = Gate(config.privacy.gate, audit)
+    names = action_names(request_names(config))
+    control = tuple(tokenizer.control[name] for name in names)
     policy = Policy(
         transformer_config(config.model, tokenizer.size),
-        len(action_names(request_names(config))),
+        len(names),
         has_value=config.rl.credit == "value",
+        action_tokens=control if config.model.head == "tokens" else (),
     )
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)

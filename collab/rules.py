@@ -26,6 +26,7 @@ def validate(config: Any) -> None:
     _check_help(config)
     _check_judges(config.privacy)
     _check_learning(config)
+    _check_head(config)
     _require(
         config.task.privatise.distractors <= MOST_DISTRACTORS,
         f"task.privatise.distractors={config.task.privatise.distractors} must be at most "
@@ -89,6 +90,7 @@ ONE_OF = {
     "llm.draw": ("episode", "request"),
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.head": ("head", "tokens"),
     "llm.local.dtype": ("float32", "bfloat16"),
     "llm.structured": ("auto", "on", "off"),
     "llm.replay": ("off", "record", "replay", "replay_or_call"),
@@ -325,6 +327,23 @@ def _check_learning(config: Any) -> None:
         rl.objective != "ppo" or rl.credit == "value",
         f"rl.credit={rl.credit!r} must be 'value' with rl.objective='ppo', whose critic the value "
         "head is; set rl.credit='value', or rl.objective='grpo'",
+    )
+
+
+def _check_head(config: Any) -> None:
+    """Control tokens of the vocabulary can't be fitted alone, and read no features."""
+    model, cold = config.model, config.cold_start
+    if model.head != "tokens":
+        return
+    _require(
+        cold.label_steps == 0,
+        f"cold_start.label_steps={cold.label_steps} fit a head of its own to the labels, and "
+        "model.head='tokens' has none; set cold_start.label_steps=0, or model.head='head'",
+    )
+    _require(
+        len(model.helper_features) == 0,
+        f"model.helper_features={tuple(model.helper_features)} are told to a head of its own, and "
+        "model.head='tokens' has none; set model.helper_features=(), or model.head='head'",
     )
 
 

@@ -50,6 +50,17 @@ def test_the_parts_agree(assembled: Assembly, tmp_path: Path) -> None:
     assert (tmp_path / "data").is_dir() and (tmp_path / "tokenizer").is_dir()
 
 
+def test_the_policy_has_the_heads_that_the_config_uses(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, assembled: Assembly
+) -> None:
+    """And where control tokens decide, they are those that the rollout writes."""
+    assert assembled.param_shapes().keys() == {"lm", "action_head", "feature_head"}
+    tiny_config.model.head, tiny_config.rl.credit = "tokens", "value"
+    other = assemble(tiny_config, str(tmp_path))
+    assert other.param_shapes().keys() == {"lm", "value_head"}
+    assert other.policy.action_tokens == tuple(other.engine.decoder.action_token_A)
+
+
 def test_data_may_stand_elsewhere(tiny_config: ml_collections.ConfigDict, tmp_path: Path) -> None:
     tiny_config.task.data_dir = str(tmp_path / "shared")
     assemble(tiny_config, str(tmp_path / "run"))

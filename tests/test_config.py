@@ -146,6 +146,24 @@ def test_shares_are_at_most_one(path: str) -> None:
             "rl.credit='vlue' must be one of episode, value; did you mean value",
         ),
         (
+            {"model.head": "token"},
+            "model.head='token' must be one of head, tokens; did you mean tok",
+        ),
+        (
+            {"model.head": "tokens"},
+            "cold_start.label_steps=300 fit a head of its own to the labels, and model.head="
+            "'tokens' has none; set cold_start.label_steps=0",
+        ),
+        (
+            {
+                "model.head": "tokens",
+                "cold_start.label_steps": 0,
+                "model.helper_features": ("price",),
+            },
+            "model.helper_features=('price',) are told to a head of its own, and model.head="
+            "'tokens' has none; set model.helper_features=()",
+        ),
+        (
             {"rl.objective": "ppo"},
             "rl.credit='episode' must be 'value' with rl.objective='ppo', whose critic the value "
             "head is; set rl.credit='value'",
@@ -273,6 +291,7 @@ def test_each_rule_names_key_value_and_fix(changes: dict[str, Any], message: str
         {"rl.updates": 2, "rl.objective": "reinforce", "rl.iterations": 0},
         {"rl.objective": "dr_grpo", "rl.standardise": False},
         {"rl.objective": "dapo", "rl.updates": 2},
+        {"model.head": "tokens", "cold_start.label_steps": 0},
         {"rl.objective": "ppo", "rl.credit": "value", "rl.updates": 4},
         {"cold_start.steps": 0},
         {"rollout.rows": 96, "mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2},

@@ -29,6 +29,7 @@ NETWORK = TransformerConfig(
     vocabulary=64, width=16, layers=1, heads=2, kv_heads=1, head_channels=8, feed_forward=32
 )
 POLICY = Policy(NETWORK, len(NAMES))
+TOKENS = Policy(NETWORK, len(NAMES), action_tokens=tuple(range(40, 40 + len(NAMES))))
 CRITIC = Policy(NETWORK, len(NAMES), has_value=True)
 CONFIG = default_config()
 OPTIMIZER = make_optimizer(
@@ -89,8 +90,9 @@ def rollout(asks_B: np.ndarray, rng: np.random.Generator) -> list[Episode]:
         ("dapo", POLICY),
         ("grpo", CRITIC),
         ("ppo", CRITIC),
+        ("grpo", TOKENS),
     ],
-    ids=["reinforce", "grpo", "dr_grpo", "dapo", "value", "ppo"],
+    ids=["reinforce", "grpo", "dr_grpo", "dapo", "value", "ppo", "tokens"],
 )
 @pytest.mark.parametrize(("price", "rises"), [(0.1, True), (0.9, False)])
 def test_the_ask_rate_follows_what_asking_pays(

@@ -405,6 +405,8 @@ def test_a_step_that_was_not_kept(trained: tuple[Path, str, str]) -> None:
     ("path", "value", "was"),
     [
         ("model.preset", "small", "'tiny'"),
+        ("model.head", "tokens", "'head'"),
+        ("rl.credit", "value", "'episode'"),
         ("tokenizer.vocabulary", 513, "512"),
         ("requests", {"ask_solve": "Solve it."}, "['ask_fact', 'ask_solve']"),
         ("chain_request", "ask_fact", "'ask_solve'"),

@@ -110,10 +110,15 @@ def build_engine(config: Any, client: Any) -> tuple[Engine, Any]:
     tokenizer = tokenizers.make_tokenizer(config, corpus=list)
     mesh = sharding.make_mesh(config.mesh)
     names = action_names(tuple(config.requests))
-    policy = Policy(transformer_config(config.model, tokenizer.size), len(names))
+    control = tuple(tokenizer.control[name] for name in names)
+    policy = Policy(
+        transformer_config(config.model, tokenizer.size),
+        len(names),
+        action_tokens=control if config.model.head == "tokens" else (),
+    )
     params = init_params(policy, jax.random.key(1), len(FEATURES) + len(pool.features))
     keys = iter(jax.random.split(jax.random.key(2), 8))
-    for head in ("action_head", "feature_head"):
+    for head in sorted(params.keys() - {"lm"}):
         params[head] = jax.tree.map(
             lambda leaf: 0.3 * jax.random.normal(next(keys), leaf.shape), params[head]
         )
@@ -192,6 +197,23 @@ def test_the_trace_holds_the_probabilities_of_every_action(tiny_config: Any, str
         np.testing.assert_array_equal(chosen_K, trace.action_logp_K)
         np.testing.assert_allclose(np.exp(logp_KA).sum(-1), 1.0, rtol=1e-5)
         assert not np.exp(logp_KA[~trace.legal_KA]).any()
+
+
+def test_trainer_equals_sampler_where_control_tokens_decide(
+    tiny_config: Any, mesh_config: dict[str, int]
+) -> None:
+    """Without a head of its own the same holds, and the language model still writes no control."""
+    tiny_config.model.head = "tokens"
+    engine, params = make_engine(on_mesh(tiny_config, mesh_config), EchoClient())
+    assert params.keys() == {"lm"}
+    episodes = engine.run(params, make_jobs(48), temperature=1.0)
+    token_gap, head_gap = gaps(engine, params, episodes)
+    assert token_gap < 1e-4
+    assert head_gap < 1e-4
+    assert len({len(episode.exchanges) for episode in episodes}) > 1
+    for episode in episodes:
+        trace = episode.trace
+        assert not engine.decoder.is_barred_V[trace.tokens_S[trace.sampled_S]].any()
 
 
 def test_a_wrong_mask_would_be_seen(tiny_config: Any) -> None:

@@ -150,6 +150,26 @@ def test_the_run_really_moves(unbroken: tuple[Path, Record]) -> None:
     assert not changed(FIRST_RL, LAST, "reference/")
 
 
+def test_a_run_whose_control_tokens_decide_and_whose_critic_credits(tmp_path: Path) -> None:
+    """From the first step to the last; the critic has learned, and so has the trunk."""
+    config = small_config()
+    config.model.head, config.cold_start.label_steps = "tokens", 0
+    config.rl.credit, config.rl.objective, config.rl.updates = "value", "ppo", 2
+    config.reward.gated = False  # so that there is something to learn
+    record = Record()
+    _, trainer = runs.train(config, tmp_path, record)
+    found, start = everything(trainer), record.states[FIRST_RL]
+    assert not any("action_head" in path for path in found)
+    for part in ("learner/params/lm/", "learner/params/value_head/"):
+        changed = [
+            p for p in found if p.startswith(part) and not np.array_equal(found[p], start[p])
+        ]
+        assert changed
+    iterations = [line for line in lines(tmp_path) if line["stage"] == "policy_gradient"]
+    assert len(iterations) == LAST - FIRST_RL
+    assert all(np.isfinite(line["value_loss"]) for line in iterations)
+
+
 def test_metrics_of_a_stopped_run_are_those_of_an_unbroken_one(
     unbroken: tuple[Path, Record], broken: tuple[Path, Record]
 ) -> None:

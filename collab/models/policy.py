@@ -20,18 +20,22 @@ class Policy(nn.Module):
     """Parameters: `lm` (the transformer), `action_head`, `feature_head` (starts at zero).
 
     has_value: there is a `value_head`, too (starts at zero).
+    action_tokens: where not empty, an action's logit is that of this token in the vocabulary, and
+    there are no other heads. An ablation.
     """
 
     config: TransformerConfig
     actions: int
     has_value: bool = False
+    action_tokens: tuple[int, ...] = ()
 
     def setup(self) -> None:
         self.lm = Transformer(self.config)
-        self.action_head = nn.Dense(self.actions, kernel_init=nn.initializers.zeros)
-        self.feature_head = nn.Dense(
-            self.actions, use_bias=False, kernel_init=nn.initializers.zeros
-        )
+        if not self.action_tokens:
+            self.action_head = nn.Dense(self.actions, kernel_init=nn.initializers.zeros)
+            self.feature_head = nn.Dense(
+                self.actions, use_bias=False, kernel_init=nn.initializers.zeros
+            )
         if self.has_value:
             self.value_head = nn.Dense(1, kernel_init=nn.initializers.zeros)
 
@@ -47,6 +51,8 @@ class Policy(nn.Module):
 
     def action_logits(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
         """[..., D], [..., F] -> f32 [..., A], before the mask of legal actions."""
+        if self.action_tokens:
+            return self.token_logits(hidden)[..., jnp.array(self.action_tokens)]
         with jax.named_scope("help_head"):
             return self.action_head(hidden.astype(jnp.float32)) + self.feature_head(features)
 
