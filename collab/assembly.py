@@ -28,6 +28,7 @@ from collab.models.presets import transformer_config
 from collab.privacy.audit import AuditLog
 from collab.privacy.gate import Gate
 from collab.privacy.panel import Panel
+from collab.rl.traces import Synthesiser
 from collab.rollout.engine import Engine
 from collab.types import Feedback, HelpRequest, Params, Task, TeachableTask, action_names
 
@@ -87,6 +88,19 @@ class Assembly:
         client = Client(backend, llm, self.config.requests)
         gate = Gate("off")  # it is in this process
         return lambda request: client.submit(gate.screen(request, ())).result()
+
+    def synthesiser(self) -> Synthesiser:
+        """Makes the traces that the cold start imitates; for a task with worked solutions."""
+        assert isinstance(self.task, TeachableTask)
+        return Synthesiser(
+            task=self.task,
+            tokenizer=self.tokenizer,
+            names=self.engine.names,
+            limits=self.engine.limits,
+            settings=self.config.cold_start,
+            teacher=self.teacher(),
+            helpers=list(self.pool.weights),
+        )
 
     def param_shapes(self) -> Params:
         """The parameter tree with shapes and dtypes instead of arrays."""

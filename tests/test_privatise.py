@@ -21,7 +21,6 @@ from collab.config import default_config
 from collab.llm import make_backend
 from collab.llm.client import Client
 from collab.privacy.detector import Detector
-from collab.rl.traces import Synthesiser
 from collab.rollout.episodes import Job
 from collab.rollout.state import Limits
 from collab.rules import MOST_DISTRACTORS, validate
@@ -465,17 +464,11 @@ def test_every_base_assembles_and_makes_traces_and_episodes(
         asked = episode.exchanges[0]
         assert asked.request == episode.problem.question
         assert asked.feedback.kind is FeedbackKind.CLARIFY
-    names, long = assembly.engine.names, config.rollout.copy_and_resolve_references()
+    long = config.rollout.copy_and_resolve_references()
     long.update({"capacity": 4096, "max_segments": 20, "think_tokens": 400})
     long.update({"request_tokens": 400, "answer_tokens": 400, "reply_tokens": 600})
-    synthesiser = Synthesiser(
-        task=assembly.task,
-        tokenizer=assembly.tokenizer,
-        names=names,
-        limits=Limits.of(long, len(names)),
-        settings=config.cold_start,
-        teacher=assembly.teacher(),
-        helpers=list(config.llm.helpers),
+    synthesiser = dataclasses.replace(
+        assembly.synthesiser(), limits=Limits.of(long, len(assembly.engine.names))
     )
     traces, _ = synthesiser.batch(problems, np.random.default_rng(0))
     assert len(traces) == config.cold_start.batch

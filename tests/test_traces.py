@@ -25,15 +25,8 @@ def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
 
 
 def synthesiser(assembly: Assembly, **settings: Any) -> Synthesiser:
-    return Synthesiser(
-        task=assembly.task,
-        tokenizer=assembly.tokenizer,
-        names=assembly.engine.names,
-        limits=assembly.engine.limits,
-        settings=assembly.config.cold_start.to_dict() | {"batch": 24} | settings,
-        teacher=assembly.teacher(),
-        helpers=list(assembly.pool.weights),
-    )
+    changed = assembly.config.cold_start.to_dict() | {"batch": 24} | settings
+    return dataclasses.replace(assembly.synthesiser(), settings=changed)
 
 
 def texts(assembly: Assembly, trace: Trace) -> list[str]:
