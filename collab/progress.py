@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TextIO
 
 from tqdm import tqdm
 
 PLAIN_LINE_EVERY_S = 10.0
+HEADLINE = ("loss", "token_loss", "reward", "em", "asks", "leak")  # of a training step
 
 
 class Progress(Protocol):
@@ -47,6 +48,14 @@ def progress(
         yield lines
     finally:
         lines.finish()
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What of a training step's metrics stands on the line; dollars once there are any."""
+    figures = {key: metrics[key] for key in HEADLINE if key in metrics}
+    if metrics.get("client/usd"):
+        figures["spent_usd"] = metrics["client/usd"]
+    return figures
 
 
 def span(seconds: float) -> str:

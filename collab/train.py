@@ -8,11 +8,11 @@ as if it had not been.
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,22 +23,20 @@ from collab.assembly import Assembly
 from collab.checkpoint import Checkpointer
 from collab.detectors import alarms, figures
 from collab.episode_log import append_training
+from collab.finite import check_finite
 from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
-from collab.progress import progress
+from collab.progress import headline, progress
 from collab.rewards import score
 from collab.rl import load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
-from collab.rl.imitation import label_decisions, pad_labels
 from collab.rl.steps import Steps
-from collab.rl.traces import Synthesiser
 from collab.rl.update import TrainState
 from collab.rollout.episodes import Job
 from collab.samples import write_samples
-from collab.strategies import Setting
-from collab.strategies.constant import constant_rules
-from collab.types import FIRST_REQUEST_ID, Episode, Params, TeachableTask, Trace
+from collab.solve_rate import constant_jobs, constant_rewards, fit_labels, label_jobs, roll_out
+from collab.types import Params, Trace
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ class Trainer:
         self.was_stopped = False
         self.constant_reward: float | None = None  # of the best constant rule after the cold start
         self.warned: set[str] = set()
-        self.synthesiser: Synthesiser | None = None  # made when imitation begins
+        self.synthesiser = functools.cache(assembly.synthesiser)  # made when imitation begins
         self.weakening = Weakening.from_config(self.config.llm.weaken, assembly.task.knowledge)
         self.steps = Steps(
             self.config,
@@ -134,7 +132,7 @@ class Trainer:
                 metrics = work()
                 self.step += 1
                 if line:
-                    line.update(1, **shown(metrics))
+                    line.update(1, **headline(metrics))
                 if self._is_stopped():
                     break
                 if self._is_save_due(self.step):
@@ -168,18 +166,7 @@ class Trainer:
 
     def _imitate(self) -> dict[str, float]:
         """One optimiser step on synthesised traces."""
-        if self.synthesiser is None:
-            assert isinstance(self.a.task, TeachableTask)
-            self.synthesiser = Synthesiser(
-                task=self.a.task,
-                tokenizer=self.a.tokenizer,
-                names=self.a.engine.names,
-                limits=self.a.engine.limits,
-                settings=self.config.cold_start,
-                teacher=self.a.teacher(),
-                helpers=list(self.a.pool.weights),
-            )
-        traces, unfit_share = self.synthesiser.batch(
+        traces, unfit_share = self.synthesiser().batch(
             self.problems,
             self._rng(TRACES, self.step),
             longest=longest_at(self.step, self.config.cold_start.curriculum),
@@ -194,95 +181,20 @@ class Trainer:
 
     def _judge(self) -> dict[str, float]:
         """Fit the head to what the SLM got right on its own; start the policy gradient there."""
-        settings = self.config.cold_start
-        jobs, constants = self._label_jobs(), self._constant_jobs()
-        with progress(len(jobs) + len(constants), "solve rate") as line:
-            made = self.a.engine.run(
-                self.state.params,
-                [*jobs, *constants],
-                temperature=self.config.rollout.temperature,
-                on_done=line.update,
-                weakening=self.weakening,
-            )
-        episodes = made[: len(jobs)]
-        labels = [label_decisions(episode) for episode in episodes]
+        jobs = label_jobs(self.a, self.problems, rng=self._rng(LABELS, 0))
+        rules = constant_jobs(self.a, self.problems, rng=self._rng(CONSTANTS, 0))
+        made = roll_out(self.a, self.state.params, jobs=[*jobs, *rules], weakening=self.weakening)
+        episodes, ruled = made[: len(jobs)], made[len(jobs) :]
         rows = -(-len(episodes) // self.config.rollout.rows) * self.config.rollout.rows
         batch = self._collate([episode.trace for episode in episodes], rows=rows)
-        target_BKA, labelled_BK = pad_labels(labels, rows, batch.action_BK.shape[1])
-        placed = sharding.put_rows((batch, target_BKA, labelled_BK), self.a.mesh)
-        params = self.state.params
-        metrics: dict[str, float] = {}
-        if labelled_BK.any() and settings.label_steps:
-            hidden = self.steps.hidden(params, placed[0])
-            params, loss = self.steps.fit_head(params, hidden, *placed)
-            metrics["label_loss"] = float(jax.device_get(loss))
-            self._check_finite(metrics, batch, "cold_start.label_learning_rate")
-        terms = [score(episode, self.config.reward) for episode in episodes]
-        metrics.update(figures(episodes, terms, self.a.engine.names))
-        ruled, _ = self.a.panel.judged(made[len(jobs) :], draw="constants", label="judge")
-        metrics.update(self._constant_rewards(constants, ruled))
+        params, metrics = fit_labels(
+            self.a, self.state.params, steps=self.steps, episodes=episodes, batch=batch
+        )
+        self._check_finite(metrics, batch, "cold_start.label_learning_rate")
+        self.constant_reward, by_rule = constant_rewards(self.a, jobs=rules, episodes=ruled)
         self.state = self.steps.start_rl(params)
         self.reference = self.steps.copy(params)
-        return self._write("solve_rate", metrics)
-
-    def _label_jobs(self) -> list[Job]:
-        """Rollouts of some training problems, to be judged.
-
-        They ask at random; never, where steps can't be judged one by one.
-        """
-        settings, rng = self.config.cold_start, self._rng(LABELS, 0)
-        picked = rng.choice(
-            len(self.problems), min(settings.label_problems, len(self.problems)), replace=False
-        )
-        kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
-        helpers = self.a.pool.draw(len(picked), rng)
-        strategy, rate = ("random_rate", 0.5) if settings.judge == "steps" else ("slm_cot", 0.0)
-        return [
-            Job(
-                problem=self.problems[int(index)],
-                identity=(self.config.seed, int(index), sample),
-                strategy=strategy,
-                setting=Setting(kinds[(place + sample) % len(kinds)], rate),
-                helpers=helpers[place],
-                episode=f"label-{place}-{sample}",
-            )
-            for place, index in enumerate(picked)
-            for sample in range(settings.label_samples)
-        ]
-
-    def _constant_jobs(self) -> list[Job]:
-        """Every constant rule on the same training problems."""
-        rng = self._rng(CONSTANTS, 0)
-        count = min(self.config.rl.constant_problems, len(self.problems))
-        picked = rng.choice(len(self.problems), count, replace=False)
-        helpers = self.a.pool.draw(count, rng)
-        kinds = range(FIRST_REQUEST_ID, len(self.a.engine.names))
-        return [
-            Job(
-                problem=self.problems[int(index)],
-                identity=(self.config.seed, int(index), 0),
-                strategy="best_constant",
-                setting=setting,
-                helpers=drawn,
-                episode=f"constant-{rule}-{index}",
-            )
-            for rule, setting in enumerate(constant_rules(kinds))
-            for index, drawn in zip(picked, helpers, strict=True)
-        ]
-
-    def _constant_rewards(
-        self, jobs: Sequence[Job], episodes: Sequence[Episode]
-    ) -> dict[str, float]:
-        """Mean reward by rule; the best is kept, for the gap that each iteration logs."""
-        rewards = collections.defaultdict(list)
-        for job, episode in zip(jobs, episodes, strict=True):
-            rewards[job.setting].append(score(episode, self.config.reward).reward)
-        means = {setting: float(np.mean(found)) for setting, found in rewards.items()}
-        self.constant_reward = max(means.values(), default=None)
-        return {
-            f"constant_{'never' if setting.threshold else self.a.engine.names[setting.kind]}": mean
-            for setting, mean in means.items()
-        }
+        return self._write("solve_rate", {**metrics, **by_rule})
 
     # --- policy gradient -------------------------------------------------------------------
 
@@ -386,22 +298,9 @@ class Trainer:
         return metrics
 
     def _check_finite(self, metrics: dict[str, float], batch: Batch, rate: str) -> None:
-        """Raises: FloatingPointError after saving the batch; the last checkpoint stays good.
-
-        rate: the config key that is too high if something is not finite.
-        """
-        watched = ("loss", "label_loss", "gradient_norm", "parameter_norm")
-        bad = [name for name in watched if not np.isfinite(metrics.get(name, 0.0))]
-        if not bad:
-            return
-        path = self.a.workdir / f"bad_batch_{self.step}.npz"
-        arrays = {name: np.asarray(value) for name, value in vars(batch).items()}
-        np.savez_compressed(path, allow_pickle=False, **arrays)
-        leaves = jax.tree_util.tree_leaves_with_path(sharding.fetch(self.state.params))
-        names = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
-        raise FloatingPointError(
-            f"{' and '.join(bad)} not finite at step {self.step}; parameters affected: "
-            f"{', '.join(names[:5]) or 'none yet'}; the batch is in {path}; lower {rate}"
+        """Stop at a loss that is not finite; the last checkpoint stays good."""
+        check_finite(
+            metrics, batch, params=self.state.params, step=self.step, into=self.a.workdir, key=rate
         )
 
 
@@ -412,14 +311,3 @@ def longest_at(step: int, curriculum: Sequence[tuple[int, int]]) -> int:
             return longest
         step -= steps
     return 0
-
-
-def shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What of a step's metrics stands on the progress line; dollars once there are any."""
-    figures = {key: metrics[key] for key in SHOWN if key in metrics}
-    if metrics.get("client/usd"):
-        figures["spent_usd"] = metrics["client/usd"]
-    return figures
-
-
-SHOWN = ("loss", "token_loss", "reward", "em", "asks", "leak")

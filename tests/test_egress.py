@@ -82,7 +82,7 @@ def test_what_passes_an_open_gate_stays_or_is_for_the_judge() -> None:
         "assembly.py", "evaluate.py", "llm/probe.py", "rollout/engine.py", "privacy/judge.py",
     }  # fmt: skip
     assert calls("verdicts") == {"privacy/panel.py"}
-    assert calls("judged") == {"train.py", "evaluate.py"}
+    assert calls("judged") == {"train.py", "solve_rate.py", "evaluate.py"}
 
 
 def test_only_the_transport_opens_connections() -> None:

@@ -23,9 +23,9 @@ LAYERS = (
         *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),
         *("privacy.judge", "privacy.panel"),  # they ask an LLM; the rest of privacy knows none
     },
-    {"assembly", "cold_start", "detectors", "samples", "episode_log", "report", "outcomes", "plots",
-     "rl.steps"},
-    {"train", "evaluate", "calibrate", "helpers"},
+    {"assembly", "cold_start", "detectors", "finite", "samples", "episode_log", "report",
+     "outcomes", "plots", "rl.steps"},
+    {"solve_rate", "train", "evaluate", "calibrate", "helpers"},
     {"restore", "eval_log"},
     {"run", "main", "view"},
 )

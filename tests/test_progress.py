@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from collab.progress import progress, span
+from collab.progress import headline, progress, span
 
 
 class Clock:
@@ -75,3 +75,10 @@ def test_a_terminal_gets_a_bar() -> None:
 )
 def test_spans_read_well(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_dollars_stand_on_the_progress_line_once_there_are_any() -> None:
+    metrics = {"reward": 0.5, "usd": 0.1, "kl": 0.0, "client/usd": 0.0}
+    assert headline(metrics) == {"reward": 0.5}
+    metrics["client/usd"] = 1.25
+    assert headline(metrics) == {"reward": 0.5, "spent_usd": 1.25}

@@ -330,13 +330,6 @@ def test_training_goes_on_when_the_judge_is_down(tmp_path: Path) -> None:
     assert line["alarms"] >= 1
 
 
-def test_dollars_stand_on_the_progress_line_once_there_are_any() -> None:
-    metrics = {"reward": 0.5, "usd": 0.1, "kl": 0.0, "client/usd": 0.0}
-    assert train_module.shown(metrics) == {"reward": 0.5}
-    metrics["client/usd"] = 1.25
-    assert train_module.shown(metrics) == {"reward": 0.5, "spent_usd": 1.25}
-
-
 def test_without_constant_problems_there_is_no_gap(
     broken: tuple[Path, Record], tmp_path: Path
 ) -> None:
