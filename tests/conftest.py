@@ -9,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 FAKE_DEVICES = 8
@@ -23,6 +24,7 @@ import ml_collections  # noqa: E402
 import pytest  # noqa: E402
 
 from collab.config import default_config  # noqa: E402
+from collab.llm.replay_store import ReplayStore  # noqa: E402
 from collab.sharding import make_mesh  # noqa: E402
 
 MESHES = {
@@ -92,6 +94,20 @@ def mesh_config(request: pytest.FixtureRequest) -> dict[str, int]:
 def mesh(mesh_config: dict[str, int]) -> jax.sharding.Mesh:
     """A test that takes `mesh` runs once on each shape of MESHES."""
     return make_mesh(mesh_config)
+
+
+@pytest.fixture
+def replay_path(tmp_path: Path) -> Path:
+    """Where a replay file may be; there is none yet."""
+    return tmp_path / "replay.sqlite"
+
+
+@pytest.fixture
+def store(replay_path: Path) -> Iterator[ReplayStore]:
+    """An empty replay file, open."""
+    store = ReplayStore(replay_path)
+    yield store
+    store.close()
 
 
 def is_loopback(host: Any) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from collab.llm import Completion, Message
 from collab.llm.replay import ReplayBackend
+from collab.llm.replay_jsonl import export_jsonl
 from collab.llm.replay_store import (
     Asked,
     ReplayStore,
@@ -65,6 +68,14 @@ def replaying(backend: Any, store: ReplayStore | None, mode: str, **changes: Any
 def ask(backend: ReplayBackend, text: str = "Oslo", helper: str = "one") -> Completion:
     talk = [Message("user", text)]
     return backend.complete(talk, reply_tokens=64, deadline_s=PATIENCE_S, helper=helper)
+
+
+def three_lines(store: ReplayStore, file: Path) -> Path:
+    """`file`, with three exchanges as JSONL that are in the store, too."""
+    for helper in ("one", "two", "three"):
+        store.put(dataclasses.replace(ASKED, helper=helper), REPLY, stored_at_s=1.5)
+    export_jsonl(store, file)
+    return file
 
 
 def met(backend: ReplayBackend) -> dict[str, float]:

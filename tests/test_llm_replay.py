@@ -7,7 +7,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,17 @@ from collab.llm.replay_store import (
 from collab.llm.serve import serving
 from collab.types import FeedbackKind, HelpRequest
 from fake_llm import passed
-from replays import ASKED, PATIENCE_S, REPLY, CountingBackend, ask, met, replaying, until
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "replay.sqlite"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[ReplayStore]:
-    store = ReplayStore(path)
-    yield store
-    store.close()
-
+from replays import (
+    ASKED,
+    PATIENCE_S,
+    REPLY,
+    CountingBackend,
+    ask,
+    met,
+    replaying,
+    three_lines,
+    until,
+)
 
 # --- modes ---------------------------------------------------------------------------------
 
@@ -313,20 +310,20 @@ def feedbacks(backend: Any, texts: Sequence[str], **changes: object) -> list[Any
     return found
 
 
-def test_what_the_client_says_is_the_same_to_the_bit(path: Path) -> None:
+def test_what_the_client_says_is_the_same_to_the_bit(replay_path: Path) -> None:
     texts = [f"capital of {name}" for name in ("Norway", "Italy", "Norway")]
-    record = replaying(CountingBackend(is_local=False), ReplayStore(path), "record")
+    record = replaying(CountingBackend(is_local=False), ReplayStore(replay_path), "record")
     recorded = feedbacks(record, texts)
     down = CountingBackend(errors.AuthFailed("x"), is_local=False)
-    replay = replaying(down, ReplayStore(path, create=False), "replay")
+    replay = replaying(down, ReplayStore(replay_path, create=False), "replay")
     assert feedbacks(replay, texts) == recorded
     assert recorded[0].latency_s > 0.0
-    missed = feedbacks(replaying(down, ReplayStore(path), "replay"), ["capital of Chile"])
+    missed = feedbacks(replaying(down, ReplayStore(replay_path), "replay"), ["capital of Chile"])
     assert (missed[0].kind, missed[0].failure) == (FeedbackKind.UNAVAILABLE, "not_recorded")
     assert down.calls == 0
 
 
-def test_no_api_key_is_stored(path: Path) -> None:
+def test_no_api_key_is_stored(replay_path: Path) -> None:
     key = "sk-Very-Secret-0123456789"
 
     class Leaking(CountingBackend):
@@ -337,18 +334,18 @@ def test_no_api_key_is_stored(path: Path) -> None:
         backend = OpenAIBackend(
             base_url=url, model="", key=key, key_env="K", temperature=0.7, concurrency=4
         )
-        store = ReplayStore(path)
+        store = ReplayStore(replay_path)
         wrapped = replaying(backend, store, "record", secret=key)
         wrapped.check()
         for text in ("Oslo", f"my key is {key}"):
             assert ask(wrapped, text).text == "your key is ***"
         assert ask(replaying(backend, store, "replay", secret=key), f"my key is {key}")
-        export_jsonl(store, path.with_suffix(".jsonl"))
-        files = [file.read_bytes() for file in path.parent.iterdir()]
+        export_jsonl(store, replay_path.with_suffix(".jsonl"))
+        files = [file.read_bytes() for file in replay_path.parent.iterdir()]
         assert len(files) == 4  # log and shared memory among them
         assert all(key.encode() not in content for content in files)
         wrapped.close()
-    assert key.encode() not in path.read_bytes()
+    assert key.encode() not in replay_path.read_bytes()
 
 
 def test_a_stand_in_for_a_key_changes_no_text(store: ReplayStore) -> None:
@@ -360,21 +357,16 @@ def test_a_stand_in_for_a_key_changes_no_text(store: ReplayStore) -> None:
 
 
 @pytest.fixture
-def lines(store: ReplayStore, path: Path) -> Path:
-    """Three exchanges as JSONL."""
-    for helper in ("one", "two", "three"):
-        store.put(dataclasses.replace(ASKED, helper=helper), REPLY, stored_at_s=1.5)
-    file = path.with_name("lines.jsonl")
-    export_jsonl(store, file)
-    return file
+def lines(store: ReplayStore, replay_path: Path) -> Path:
+    return three_lines(store, replay_path.with_name("lines.jsonl"))
 
 
 def test_stats_count_by_helper(
-    lines: Path, store: ReplayStore, path: Path, capsys: pytest.CaptureFixture[str]
+    lines: Path, store: ReplayStore, replay_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = dataclasses.replace(ASKED, helper="", reply_tokens=1)
     store.put(asked, Completion("x", None, 7, 0.0))
-    assert main(["stats", str(path)]) == 0
+    assert main(["stats", str(replay_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:3] == ["backend", "model", "helper"]
     now = str(prompts.INSTRUCTION_VERSION)
@@ -384,16 +376,16 @@ def test_stats_count_by_helper(
 
 
 def test_mistakes_of_the_command_line_are_one_line(
-    lines: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lines: Path, replay_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     none = str(tmp_path / "none")
     for arguments, reason in (
         (["export", none, str(tmp_path / "x")], "does not exist; record one"),
         (["stats", str(lines)], "not a database"),
         (["import", none, f"{none}.jsonl"], "does not exist; name a file that export wrote"),
-        (["export", str(path), str(path)], "is the replay file itself"),
-        (["export", str(path), f"{none}/x"], "folder does not exist"),
-        (["export", str(path), str(tmp_path)], "s a directory"),
+        (["export", str(replay_path), str(replay_path)], "is the replay file itself"),
+        (["export", str(replay_path), f"{none}/x"], "folder does not exist"),
+        (["export", str(replay_path), str(tmp_path)], "s a directory"),
     ):
         assert main(arguments) == 2
         said = capsys.readouterr().err

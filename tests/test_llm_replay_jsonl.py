@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,15 @@ from collab.llm.replay_store import (
     ReplayStore,
     exchange_key,
 )
-from replays import ASKED, REPLY
+from replays import ASKED, REPLY, three_lines
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "replay.sqlite"
+def lines(store: ReplayStore, replay_path: Path) -> Path:
+    return three_lines(store, replay_path.with_name("lines.jsonl"))
 
 
-@pytest.fixture
-def store(path: Path) -> Iterator[ReplayStore]:
-    store = ReplayStore(path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def lines(store: ReplayStore, path: Path) -> Path:
-    """Three exchanges as JSONL."""
-    for helper in ("one", "two", "three"):
-        store.put(dataclasses.replace(ASKED, helper=helper), REPLY, stored_at_s=1.5)
-    file = path.with_name("lines.jsonl")
-    export_jsonl(store, file)
-    return file
-
-
-def test_export_and_import_are_a_round_trip(lines: Path, path: Path, tmp_path: Path) -> None:
+def test_export_and_import_are_a_round_trip(lines: Path, replay_path: Path, tmp_path: Path) -> None:
     new, again = tmp_path / "new.sqlite", tmp_path / "again.jsonl"
     assert main(["import", str(new), str(lines)]) == 0
     assert main(["export", str(new), str(again)]) == 0

@@ -27,11 +27,6 @@ from collab.llm.replay_store import (
 from replays import ASKED, PATIENCE_S, REPLY, CountingBackend, ask, replaying, until
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "replay.sqlite"
-
-
 def start(work: str, path: Path, *more: str, stdout: Any = subprocess.PIPE) -> Any:
     return subprocess.Popen(
         [sys.executable, __file__, work, str(path), *more],
@@ -65,12 +60,12 @@ def record_for_ever(path: Path, first: str) -> None:
 @pytest.mark.parametrize(
     "kills", [5, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
 )
-def test_a_kill_at_any_moment_loses_no_answer(kills: int, path: Path) -> None:
+def test_a_kill_at_any_moment_loses_no_answer(kills: int, replay_path: Path) -> None:
     rng, answered = random.Random(0), 0
     for kill in range(kills):
-        said = path.with_name(f"said{kill}")
+        said = replay_path.with_name(f"said{kill}")
         with open(said, "w") as file:
-            child = start("record_for_ever", path, str(kill), stdout=file)
+            child = start("record_for_ever", replay_path, str(kill), stdout=file)
             try:
                 if kill:  # the first is killed at birth perhaps
                     until(lambda said=said: said.stat().st_size > 0)  # type: ignore[misc]
@@ -80,7 +75,7 @@ def test_a_kill_at_any_moment_loses_no_answer(kills: int, path: Path) -> None:
                 child.wait()
         lines = said.read_text().split("\n")[:-1]
         backend = CountingBackend()
-        resumed = replaying(backend, ReplayStore(path), "replay_or_call")
+        resumed = replaying(backend, ReplayStore(replay_path), "replay_or_call")
         for text, reply in (line.split("|") for line in lines):
             assert ask(resumed, f"{text} " + "x" * 2000).text == reply
         assert backend.calls == 0
@@ -104,12 +99,12 @@ def race(path: Path, name: str) -> None:
     store.close()
 
 
-def test_processes_that_write_one_file_agree(path: Path) -> None:
-    children = [start("race", path, name) for name in "abc"]  # all make the file, too
+def test_processes_that_write_one_file_agree(replay_path: Path) -> None:
+    children = [start("race", replay_path, name) for name in "abc"]  # all make the file, too
     said = [child.communicate(timeout=PATIENCE_S)[0].splitlines() for child in children]
     assert [child.returncode for child in children] == [0, 0, 0]
     assert said[0] == said[1] == said[2]
-    store = ReplayStore(path)
+    store = ReplayStore(replay_path)
     assert sorted(row.completion.text for row in store.recorded()) == sorted(said[0])
     store.close()
 
