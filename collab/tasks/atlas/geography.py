@@ -20,16 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from collab.tasks.world.schema import Fact, Relation, demand
+from collab.tasks.world.schema import (
+    CITY,
+    COUNTRY,
+    PERSON,
+    RELATIONS,
+    Fact,
+    PathSettings,
+    Relation,
+)
 from collab.types import Step
 
-CITY, COUNTRY, PERSON = "city", "country", "person"
 CONTINENT, CURRENCY, LANGUAGE, ZONE = "continent", "currency", "language", "time zone"
 
 WORLD_RELATIONS = (
-    Relation("country", CITY, COUNTRY, "nation"),
+    RELATIONS["country"],
     Relation("time zone", CITY, ZONE, "timezone"),
-    Relation("capital", COUNTRY, CITY, "capital city"),
+    RELATIONS["capital"],
     Relation("currency", COUNTRY, CURRENCY, "money"),
     Relation("main language", COUNTRY, LANGUAGE, "most spoken language"),
     Relation("continent", COUNTRY, CONTINENT, "world region"),
@@ -71,30 +78,16 @@ _LAST_NAMES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(PathSettings):
     """`config.task.atlas`."""
 
-    seed: int
     min_population: int
-    max_local_hops: int
-    max_world_hops: int
-    held_out_share: float
-    leak_needed_share: float
 
     @classmethod
     def of(cls, config: Any) -> Settings:
         """Read and check. Raises: ValueError with key, value, rule and fix."""
         settings = cls(**config.task.atlas.to_dict())
-        prefix = "task.atlas"
-        demand("max_local_hops", settings.max_local_hops, least=0, most=2, prefix=prefix)
-        demand("max_world_hops", settings.max_world_hops, least=1, most=4, prefix=prefix)
-        demand("held_out_share", settings.held_out_share, least=0, most=0.8, prefix=prefix)
-        demand("leak_needed_share", settings.leak_needed_share, least=0, most=1, prefix=prefix)
-        if settings.leak_needed_share > 0 and settings.max_local_hops == 0:
-            raise ValueError(
-                f"task.atlas.leak_needed_share={settings.leak_needed_share} needs max_local_hops "
-                ">= 1 (a private unit heads the question); set it to 0 or allow a local hop"
-            )
+        settings.check_paths("task.atlas")
         return settings
 
 

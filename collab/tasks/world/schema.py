@@ -19,6 +19,8 @@ PERSON, CITY, COUNTRY = "person", "city", "country"
 ORGANISATION, FILM = "organisation", "film"
 TYPES = (PERSON, CITY, COUNTRY, ORGANISATION, FILM)
 
+_MOST_LOCAL_HOPS = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
@@ -38,13 +40,28 @@ class Relation:
 Fact = tuple[str, str]  # relation, subject
 
 
-class PathSettings(Protocol):
-    """What paths through a graph depend on besides its facts."""
+@dataclasses.dataclass(frozen=True)
+class PathSettings:
+    """What questions about a graph depend on besides its facts."""
 
-    @property
-    def seed(self) -> int: ...
-    @property
-    def max_world_hops(self) -> int: ...
+    seed: int
+    max_local_hops: int
+    max_world_hops: int
+    held_out_share: float
+    leak_needed_share: float
+
+    def check_paths(self, section: str) -> None:
+        """Raises: ValueError for the first rule that is broken. section: of the config."""
+        hops, leak_needed = self.max_local_hops, self.leak_needed_share
+        demand("max_local_hops", hops, least=0, most=_MOST_LOCAL_HOPS, prefix=section)
+        demand("max_world_hops", self.max_world_hops, least=1, most=4, prefix=section)
+        demand("held_out_share", self.held_out_share, least=0, most=0.8, prefix=section)
+        demand("leak_needed_share", leak_needed, least=0, most=1, prefix=section)
+        if leak_needed > 0 and hops == 0:
+            raise ValueError(
+                f"{section}.leak_needed_share={leak_needed} needs max_local_hops >= 1 "
+                "(a private unit heads the question); set it to 0 or allow a local hop"
+            )
 
 
 class FactGraph(Protocol):
@@ -96,7 +113,6 @@ PIVOTS = ("clinic", "film", "home")  # references that are no private unit
 PRIVATE_REFERENCES = ("doctor", "friend")  # references that are private units themselves
 LOCAL_HOPS = {"friend": "home", "doctor": "hospital"}  # second hops inside the notes
 
-_MOST_LOCAL_HOPS = 2
 _FEWEST = {PERSON: 6, CITY: 3, COUNTRY: 2, ORGANISATION: 3, FILM: 2}
 _COUNT_KEYS = {
     PERSON: "people",
@@ -108,22 +124,17 @@ _COUNT_KEYS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(PathSettings):
     """`config.task.world` and the split sizes: everything that a prepared data set depends on."""
 
-    seed: int
     people: int
     cities: int
     countries: int
     organisations: int
     films: int
-    max_local_hops: int
-    max_world_hops: int
     known_share: float
     faint_share: float
     stale_relations: tuple[str, ...]
-    held_out_share: float
-    leak_needed_share: float
     train: int
     validation: int
     test: int
@@ -144,20 +155,13 @@ class Settings:
             demand(key, getattr(self, key), least=_FEWEST[kind])
         for split in ("train", "validation", "test"):
             demand(split, getattr(self, split), least=1, prefix="task")
-        demand("max_local_hops", self.max_local_hops, least=0, most=_MOST_LOCAL_HOPS)
-        demand("max_world_hops", self.max_world_hops, least=1, most=4)
-        for key in ("known_share", "faint_share", "leak_needed_share"):
+        self.check_paths("task.world")
+        for key in ("known_share", "faint_share"):
             demand(key, getattr(self, key), least=0, most=1)
-        demand("held_out_share", self.held_out_share, least=0, most=0.8)
         if self.known_share + self.faint_share > 1:
             raise ValueError(
                 f"task.world.known_share={self.known_share} and faint_share={self.faint_share} "
                 "must sum to at most 1; lower one of them"
-            )
-        if self.leak_needed_share > 0 and self.max_local_hops == 0:
-            raise ValueError(
-                f"task.world.leak_needed_share={self.leak_needed_share} needs max_local_hops >= 1 "
-                "(a private unit heads the question); set it to 0 or allow a local hop"
             )
         names = [relation.name for relation in WORLD_RELATIONS]
         for name in self.stale_relations:
