@@ -6,10 +6,9 @@ import contextlib
 import json
 import socket
 import struct
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -20,63 +19,36 @@ from collab.config import default_config
 from collab.llm import Completion, Message, errors, make_backend
 from collab.llm.openai import OpenAIBackend, read_completion, retry_after_s
 from collab.llm.transport import MAX_BODY_BYTES
+from servers import Talk, listening, read_request
 
 KEY = "sk-Secret.0123456789"
 TALK = [Message("user", "[ask_fact]\nprivate words")]
 DEADLINE_S = 0.4
 FAR_TOO_LATE_S = 3.0  # tells "held by the server" (seconds) from "cut at the deadline"
 
-Behaviour = Callable[[socket.socket], None]
-
 
 @contextlib.contextmanager
-def faulty(behave: Behaviour) -> Iterator[str]:
+def faulty(behave: Talk) -> Iterator[str]:
     """A server that reads each request whole and then does `behave`; yields its base URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=handle, args=(connection,), daemon=True).start()
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        behave(connection)
 
-    def handle(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            read_request(connection)
-            behave(connection)
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+    with listening(talk) as place:
+        yield f"http://{place}/v1"
 
 
-def read_request(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, body = data.split(b"\r\n\r\n", 1)
-    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    wanted = int(lengths[0].split(b":")[1]) if lengths else 0
-    while len(body) < wanted:
-        body += connection.recv(65536)
-    return head + b"\r\n\r\n" + body
-
-
-def raw(*pieces: bytes) -> Behaviour:
+def raw(*pieces: bytes) -> Talk:
     return lambda connection: connection.sendall(b"".join(pieces))
 
 
-def http(status: int, body: bytes, *headers: str) -> Behaviour:
+def http(status: int, body: bytes, *headers: str) -> Talk:
     head = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}", *headers, "", ""]
     return raw("\r\n".join(head).encode() + body)
 
 
-def error(status: int, *headers: str, code: str = "", message: str = "") -> Behaviour:
+def error(status: int, *headers: str, code: str = "", message: str = "") -> Talk:
     body = {"error": {"message": message, "type": "some_error", "code": code}}
     return http(status, json.dumps(body).encode(), *headers)
 
@@ -91,7 +63,7 @@ def reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def hang_after(prefix: bytes) -> Behaviour:
+def hang_after(prefix: bytes) -> Talk:
     def behave(connection: socket.socket) -> None:
         connection.sendall(prefix)
         connection.recv(1)  # until the client gives up
@@ -99,7 +71,7 @@ def hang_after(prefix: bytes) -> Behaviour:
     return behave
 
 
-def drip(prefix: bytes) -> Behaviour:
+def drip(prefix: bytes) -> Talk:
     """A byte now and then for ten seconds: no single wait is long."""
 
     def behave(connection: socket.socket) -> None:
@@ -114,7 +86,7 @@ def drip(prefix: bytes) -> Behaviour:
 OK_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
 QUOTES_KEY = f"Incorrect API key provided: {KEY}"
 
-FAULTS: dict[str, tuple[Behaviour, type[errors.HelpError]]] = {
+FAULTS: dict[str, tuple[Talk, type[errors.HelpError]]] = {
     "reset": (reset, errors.ConnectionFailed),
     "closed without a byte": (raw(), errors.ConnectionFailed),
     "not HTTP": (raw(b"garbage\r\n\r\n"), errors.ConnectionFailed),
@@ -350,11 +322,11 @@ def test_retry_after(
     time.tzset()
 
 
-def models(*names: str) -> Behaviour:
+def models(*names: str) -> Talk:
     return http(200, json.dumps({"data": [{"id": name} for name in names]}).encode())
 
 
-def by_path(listing: Behaviour, completion: Behaviour) -> Behaviour:
+def by_path(listing: Talk, completion: Talk) -> Talk:
     """The fault server drops what it read, so the two paths are told apart by their order."""
     turns = iter([listing, completion, completion])
     return lambda connection: next(turns)(connection)
@@ -370,7 +342,7 @@ def by_path(listing: Behaviour, completion: Behaviour) -> Behaviour:
         by_path(http(405, b"", "Connection: close"), http(200, chat(None))),
     ],
 )
-def test_a_usable_server_passes_the_check(behave: Behaviour) -> None:
+def test_a_usable_server_passes_the_check(behave: Talk) -> None:
     with faulty(behave) as base_url:
         backend_at(base_url).check()
 
@@ -388,7 +360,7 @@ def test_a_usable_server_passes_the_check(behave: Behaviour) -> None:
         (http(302, b"", "Location: /"), "correct llm.base_url"),
     ],
 )
-def test_an_unusable_server_is_named_with_its_fix(behave: Behaviour, fix: str) -> None:
+def test_an_unusable_server_is_named_with_its_fix(behave: Talk, fix: str) -> None:
     with faulty(behave) as base_url, pytest.raises(errors.HelperUnusable, match=fix) as caught:
         backend_at(base_url).check()
     assert KEY not in str(caught.value)
@@ -474,7 +446,7 @@ def said(content: object, finish: object = None) -> bytes:
     return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
 
 
-def words(*pieces: bytes, every_s: float = 0.0) -> Behaviour:
+def words(*pieces: bytes, every_s: float = 0.0) -> Talk:
     def behave(connection: socket.socket) -> None:
         connection.sendall(STREAM)
         for piece in pieces:
@@ -484,7 +456,7 @@ def words(*pieces: bytes, every_s: float = 0.0) -> Behaviour:
     return behave
 
 
-BROKEN_STREAMS: dict[str, tuple[Behaviour, type[errors.HelpError]]] = {
+BROKEN_STREAMS: dict[str, tuple[Talk, type[errors.HelpError]]] = {
     "ended early": (words(said("Oslo")), errors.ConnectionFailed),
     "reset": (lambda c: (words(said("Oslo"))(c), reset(c)), errors.ConnectionFailed),
     "no event": (words(b"data: {\n\n"), errors.Malformed),

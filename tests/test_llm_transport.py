@@ -7,11 +7,10 @@ import errno
 import gzip
 import os
 import socket
-import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ import urllib3
 
 from collab.llm import errors
 from collab.llm.transport import MAX_BODY_BYTES, MAX_STREAM_BYTES, Answer, Transport
+from servers import CERTIFICATE, Talk, head_of, listening
 
-CERTIFICATE = Path(__file__).with_name("localhost.pem")  # self-signed, with its key, until 2120
 KEY = "sk-Secret.0123456789"
 FAR_S = 20.0
-
-Talk = Callable[[socket.socket], None]
 
 
 @pytest.fixture(autouse=True)
@@ -33,45 +30,6 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
             monkeypatch.delenv(name)
-
-
-@contextlib.contextmanager
-def listening(talk: Talk, *, is_secure: bool = False) -> Iterator[str]:
-    """A server that does `talk` with each connection; yields host:port."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=handle, args=(connection,), daemon=True).start()
-
-    def handle(connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if is_secure:
-                connection = context.wrap_socket(connection, server_side=True)
-            with connection:
-                talk(connection)
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-
-
-def head_of(connection: socket.socket) -> str:
-    data = b""
-    while not data.endswith(b"\r\n\r\n"):
-        data += connection.recv(1) or exhausted()
-    return data.decode()
-
-
-def exhausted() -> bytes:
-    raise ConnectionError("the client has closed")
 
 
 class Greeter:
