@@ -8,7 +8,6 @@ them unoptimised, since optimising takes longer than running them.
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,6 @@ def write_config(path: Path, config: ml_collections.ConfigDict) -> None:
         f"    config.update_from_flattened_dict({deltas!r})\n"
         "    return config\n"
     )
-
-
-def heed_interrupts() -> None:
-    """For a child that is to be interrupted: a suite run in the background ignores SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

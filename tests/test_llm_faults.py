@@ -7,10 +7,7 @@ import gc
 import itertools
 import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -29,6 +26,7 @@ from collab.llm.faults import MIX, FaultyServer, faulty, main
 from collab.llm.openai import OpenAIBackend
 from collab.llm.scripted import ScriptedBackend
 from collab.types import FeedbackKind, HelpRequest, Resolution, Step
+from commands import interrupted, refusal, started
 from experiments.fault_campaign import reading
 from fake_llm import passed
 
@@ -246,10 +244,7 @@ def test_mistakes_at_start_up_end_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("collab.llm.serve.task_backend", lambda *_: expert())
-    assert main([*arguments, "--port=0"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(message)
-    assert told.count("\n") == 1
+    assert refusal(main, [*arguments, "--port=0"], capsys).startswith(message)
 
 
 def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,35 +274,17 @@ def test_the_campaign_tells_an_error_of_ours_from_a_servers() -> None:
     assert (row["figure"], row["holds"]) == ("1 of 2: not reset", False)
 
 
-CONFIG = """from collab.config import default_config
-
-def get_config():
-    config = default_config()
-    config.task.update({"train": 8, "validation": 2, "test": 2})
-    return config
-"""
-
-
 def test_the_command_serves_until_interrupted_and_tells_what_it_did(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(CONFIG)
-    command = [sys.executable, "-m", "collab.llm.faults", f"--config={path}", "--port=0"]
-    options = ["--fault=status_500", "--rate=1", f"--data_dir={tmp_path}"]
-    child = subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, text=True, preexec_fn=runs.heed_interrupts
-    )
-    try:
-        assert child.stderr is not None
-        said = next(line for line in child.stderr if line.startswith("serving status_500 at "))
-        far = backend_at(said.split()[3].removesuffix(":"))
+    path, config = tmp_path / "mine.py", default_config()
+    config.task.update({"train": 8, "validation": 2, "test": 2})
+    runs.write_config(path, config)
+    flags = ["--fault=status_500", "--rate=1", f"--data_dir={tmp_path}"]
+    with started("collab.llm.faults", path, *flags) as server:
+        assert server.said.startswith("serving status_500 at ")
+        far = backend_at(server.base_url)
         with contextlib.closing(far), pytest.raises(errors.ServerFailed):
             ask(far, "norway", FAR_S)
-        child.send_signal(signal.SIGINT)
-        assert child.wait(30) == 0
-        assert child.stderr.read() == 'injected: {"status_500": 1}\n'
-    finally:
-        child.kill()
-        child.communicate()
+        assert interrupted(server.child) == 'injected: {"status_500": 1}\n'
 
 
 @pytest.mark.parametrize("fault", ["status_500", "retry_after", "clock_ahead", "drip"])

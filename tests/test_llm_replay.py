@@ -25,6 +25,7 @@ from collab.llm.replay_store import (
 )
 from collab.llm.serve import serving
 from collab.types import FeedbackKind, HelpRequest
+from commands import refusal
 from fake_llm import passed
 from replays import (
     ASKED,
@@ -387,10 +388,7 @@ def test_mistakes_of_the_command_line_are_one_line(
         (["export", str(replay_path), f"{none}/x"], "folder does not exist"),
         (["export", str(replay_path), str(tmp_path)], "s a directory"),
     ):
-        assert main(arguments) == 2
-        said = capsys.readouterr().err
-        assert reason in said
-        assert said.count("\n") == 1
+        assert reason in refusal(main, arguments, capsys)
     assert not Path(none).exists()
     assert not list(tmp_path.glob(".*"))
 

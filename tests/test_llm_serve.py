@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +15,6 @@ import numpy as np
 import pytest
 import requests
 
-import runs
 from collab.config import default_config, load_config
 from collab.llm import errors, make_backend, serve
 from collab.llm.client import Client
@@ -28,6 +24,7 @@ from collab.llm.serve import MAX_REQUEST_BYTES, main, serving
 from collab.llm.structured import FORMS
 from collab.tasks.world import WorldTask
 from collab.types import Exchange, Feedback, FeedbackKind, HelpRequest, Resolution, Step
+from commands import interrupted, refusal, started
 from fake_llm import passed
 
 KINDS = {"ask_fact": "State it.", "ask_solve": "Solve it.", "ask_check": "Check it."}
@@ -325,10 +322,7 @@ def test_mistakes_at_start_up_end_in_one_line(
 ) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
     monkeypatch.setattr(serve, "task_backend", lambda name, config, _: build(name, config))
-    assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(message)
-    assert told.count("\n") == 1
+    assert refusal(main, arguments, capsys).startswith(message)
 
 
 def build(name: str, config: Any) -> Any:
@@ -355,34 +349,19 @@ def test_a_broken_config_file_ends_in_one_line(
         (CONFIG.replace('"train": 8', '"train": 0'), "task.train=0 must be at least 1"),
     ):
         path.write_text(text)
-        assert main([f"--config={path}", f"--data_dir={tmp_path}"]) == 2
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1
+        assert message in refusal(main, [f"--config={path}", f"--data_dir={tmp_path}"], capsys)
 
 
 def test_the_command_serves_the_tasks_expert_until_interrupted(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(CONFIG)
-    command = [sys.executable, "-m", "collab.llm.serve", f"--config={path}", "--port=0"]
-    child = subprocess.Popen(
-        [*command, f"--data_dir={tmp_path}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=runs.heed_interrupts,
-    )
-    try:
-        assert child.stderr is not None
-        said = next(line for line in child.stderr if line.startswith("serving scripted at "))
-        url = said.split()[3].removesuffix(":")
-        assert said.endswith("models scripted, mine\n")
-        models = requests.get(f"{url}/models", timeout=30).json()["data"]
+    with started("collab.llm.serve", path, f"--data_dir={tmp_path}") as server:
+        assert server.said.startswith("serving scripted at ")
+        assert server.said.endswith("models scripted, mine\n")
+        models = requests.get(f"{server.base_url}/models", timeout=30).json()["data"]
         assert [model["id"] for model in models] == ["scripted", "mine"]
         fact = WorldTask(load_config(str(path)), str(tmp_path)).drill(np.random.default_rng(0))
-        with contextlib.closing(over_http(url, "mine")) as client:
+        with contextlib.closing(over_http(server.base_url, "mine")) as client:
             reply = client.submit(passed(HelpRequest("e", "ask_fact", fact.query))).result()
         assert reply.kind is FeedbackKind.ANSWER and reply.text.startswith(f"{fact.query} = ")
-        child.send_signal(signal.SIGINT)
-        assert child.wait(30) == 0
-    finally:
-        child.kill()
-        child.communicate()
+        interrupted(server.child)

@@ -28,6 +28,7 @@ from collab.config import default_config
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.types import Resolution
+from commands import heed_interrupts
 from conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +211,7 @@ def test_ctrl_c_is_one_line(trained: tuple[Path, str, str]) -> None:
     flags = [f"--config={folder / 'short.py'}", f"--workdir={folder / 'run'}", "--mode=ask"]
     child = subprocess.Popen(
         command(*flags), env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, preexec_fn=runs.heed_interrupts,
+        stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         assert child.stdout is not None and child.stderr is not None
