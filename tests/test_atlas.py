@@ -20,7 +20,7 @@ from collab.tasks.atlas.geography import (
     Settings,
 )
 from collab.tasks.atlas.task import AtlasTask
-from collab.tasks.world.paths import SPLITS
+from collab.tasks.splits import SPLITS
 from collab.types import DrilledTask, PrivateUnit, Problem, Step, TeachableTask
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from collab.config import default_config
 from collab.tasks import grading
-from collab.tasks.fanout import SPLITS, FanoutTask, canonical, split_of
+from collab.tasks.fanout import FanoutTask, canonical, split_of
+from collab.tasks.splits import SPLITS
 from collab.types import Problem, Step
 
 

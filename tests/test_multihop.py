@@ -15,7 +15,8 @@ import multihop_files
 from collab import assembly
 from collab.config import default_config
 from collab.tasks import grading, make_task, published
-from collab.tasks.decomposed import SPLITS, split_of
+from collab.tasks.decomposed import split_of
+from collab.tasks.splits import SPLITS
 from collab.types import Problem, Step, TeachableTask
 
 KINDS = list(multihop_files.MAKERS)

@@ -28,7 +28,8 @@ from collab.tasks import TASKS, grading, make_task, privatise
 from collab.tasks.gsm import GsmKnowledge, GsmTask
 from collab.tasks.privatise import privatise_dataset_builder, wording
 from collab.tasks.privatise.kinds import KINDS, REFERRED
-from collab.tasks.privatise.profile import SPLITS, Settings, Wrapper
+from collab.tasks.privatise.profile import Settings, Wrapper
+from collab.tasks.splits import SPLITS
 from collab.types import (
     REPLY,
     DrilledTask,

@@ -18,11 +18,11 @@ from collab.llm.client import Client
 from collab.rl.traces import Synthesiser
 from collab.rollout.state import Limits, legal_actions
 from collab.tasks import TASKS, grading, make_task
+from collab.tasks.splits import SPLITS
 from collab.tokenizers import Tokenizer
 from collab.types import ANSWER_ID, REPLY_ID, THINK_ID, Problem, Step, Trace, action_names
 from fake_llm import passed
 
-SPLITS = ("train", "validation", "test")
 REQUESTS = ("ask_fact", "ask_hint", "ask_check", "ask_solve")
 # Bytes are many: an episode of gsm has about 900, one of fanout 2,500.
 LIMITS = {

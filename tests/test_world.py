@@ -16,9 +16,10 @@ import pytest
 
 from collab.config import default_config
 from collab.tasks import TASKS, make_task
+from collab.tasks.splits import SPLITS
 from collab.tasks.world import WorldTask, entities, language, world_dataset_builder
 from collab.tasks.world.entities import Recall, World
-from collab.tasks.world.generate import SPLITS, Generator
+from collab.tasks.world.generate import Generator
 from collab.tasks.world.schema import RELATIONS, TYPES, WORLD_RELATIONS, Settings
 from collab.tokenizers.pieces import PieceTokenizer
 from collab.types import PrivateUnit, Problem, Step

@@ -8,9 +8,10 @@ import pytest
 
 from collab.config import default_config
 from collab.privacy.detector import Detector
+from collab.tasks.splits import SPLITS
 from collab.tasks.world.entities import World
 from collab.tasks.world.generate import Generator
-from collab.tasks.world.paths import SPLITS, split_compositions
+from collab.tasks.world.paths import split_compositions
 from collab.tasks.world.schema import Settings
 from collab.types import Problem, Step
 

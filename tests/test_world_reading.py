@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from collab.config import default_config
+from collab.tasks.splits import SPLITS
 from collab.tasks.world.entities import World
-from collab.tasks.world.generate import SPLITS, Generator
+from collab.tasks.world.generate import Generator
 from collab.tasks.world.reading import WorldKnowledge
 from collab.tasks.world.schema import Settings
 from collab.types import Problem, Step

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from collab.tasks import grading, matching
+from collab.tasks.splits import problems_of
 from collab.types import Knowledge, Problem, Resolution, Step
-
-SPLITS = ("train", "validation", "test")
 
 _TEST_PERCENT, _VALIDATION_PERCENT = 30, 15
 # Chosen on FanOutQA's sub-questions, see its tests: one with its subject exchanged stays below.
@@ -117,9 +116,7 @@ class QuestionTask:
 
     def problems(self, split: str) -> Sequence[Problem]:
         """The split's questions in the file's order; notes are empty and nothing is private."""
-        if split not in self._problems:
-            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
-        return self._problems[split]
+        return problems_of(self._problems, split)
 
     def corpus(self) -> Sequence[str]:
         """Training questions and their steps, else answers, for a tokenizer."""

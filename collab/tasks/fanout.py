@@ -22,7 +22,8 @@ from typing import Any
 import ml_collections
 
 from collab.tasks import grading
-from collab.tasks.decomposed import SPLITS, DecomposedTask, Node, NodeKnowledge, split_of
+from collab.tasks.decomposed import DecomposedTask, Node, NodeKnowledge, split_of
+from collab.tasks.splits import SPLITS
 from collab.types import Problem, Step
 
 _DATA_FILE = pathlib.Path("data", "fanout-final-dev.json")

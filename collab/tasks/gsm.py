@@ -29,9 +29,8 @@ import numpy as np
 
 from collab.tasks import arithmetic, grading, matching, published
 from collab.tasks.decomposed import DecomposedTask
+from collab.tasks.splits import SPLITS
 from collab.types import Problem, Resolution, Step
-
-SPLITS = ("train", "validation", "test")
 
 _SEEDS_PER_SPLIT = 10_000_000  # reasoning-gym makes question i from seed + i
 _ROUND = 2048  # questions made at a time

@@ -37,13 +37,13 @@ import ml_collections
 
 from collab.tasks import grading, published
 from collab.tasks.decomposed import (
-    SPLITS,
     DecomposedTask,
     Node,
     NodeKnowledge,
     QuestionTask,
     split_of,
 )
+from collab.tasks.splits import SPLITS
 from collab.types import Problem, Step, Task
 
 _FILES = (

@@ -12,8 +12,9 @@ import numpy as np
 from collab.tasks.atlas import language
 from collab.tasks.atlas.geography import CITY, PERSON, Atlas
 from collab.tasks.atlas.language import FRIEND, PIVOTS, PRIVATE_REFERENCES
+from collab.tasks.splits import SPLITS
 from collab.tasks.world.language import CONDITIONS, date_text
-from collab.tasks.world.paths import SPLITS, Composition, pools
+from collab.tasks.world.paths import Composition, pools
 from collab.types import PrivateUnit, Problem, Step
 
 SENSITIVITY = {

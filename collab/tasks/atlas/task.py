@@ -11,9 +11,9 @@ from collab.tasks.atlas import language
 from collab.tasks.atlas.generate import Generator
 from collab.tasks.atlas.geography import Atlas, Settings
 from collab.tasks.mentions import PLACE, Mention
+from collab.tasks.splits import SPLITS, problems_of
 from collab.tasks.world.chains import ChainSolutions
 from collab.tasks.world.language import relation_of
-from collab.tasks.world.paths import SPLITS
 from collab.tasks.world.reading import WorldKnowledge
 from collab.types import Knowledge, Problem, Resolution, Step
 
@@ -44,9 +44,7 @@ class AtlasTask(ChainSolutions):
 
     def problems(self, split: str) -> Sequence[Problem]:
         """Raises: ValueError for an unknown split."""
-        if split not in self._problems:
-            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
-        return self._problems[split]
+        return problems_of(self._problems, split)
 
     def mentions(self, problem: Problem) -> Sequence[Mention]:
         """The city or country that a question begins from by name; none for "my ..."."""

@@ -21,8 +21,6 @@ from collab.tasks.privatise.kinds import KINDS, REFERRED, Kind
 from collab.tasks.privatise.knowledge import is_in
 from collab.types import PrivateUnit, Problem, Step, Task
 
-SPLITS = ("train", "validation", "test")
-
 _DRAWS = 20  # of a value, until one is nowhere in the problem
 
 

@@ -16,7 +16,8 @@ from collab.tasks import TASKS, make_task
 from collab.tasks.privatise import wording
 from collab.tasks.privatise.knowledge import PrivateKnowledge
 from collab.tasks.privatise.privatise_dataset_builder import prepared
-from collab.tasks.privatise.profile import SPLITS, Settings, Wrapper
+from collab.tasks.privatise.profile import Settings, Wrapper
+from collab.tasks.splits import SPLITS, problems_of
 from collab.types import DrilledTask, Knowledge, Problem, Step, Task, TeachableTask
 
 NAME = "privatise"
@@ -62,9 +63,7 @@ class PrivateTask:
 
     def problems(self, split: str) -> Sequence[Problem]:
         """Raises: ValueError for an unknown split."""
-        if split not in self._splits:
-            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
-        return self._splits[split]
+        return problems_of(self._splits, split)
 
     def corpus(self) -> Sequence[str]:
         """The base's texts, what the helper asks back, and profiles of training problems."""

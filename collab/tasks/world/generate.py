@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from collab.tasks.splits import SPLITS
 from collab.tasks.world import language
 from collab.tasks.world.entities import World
 from collab.tasks.world.language import Chain
-from collab.tasks.world.paths import SPLITS, Composition, pools
+from collab.tasks.world.paths import Composition, pools
 from collab.tasks.world.schema import (
     LOCAL_HOPS,
     PIVOTS,

@@ -15,9 +15,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from collab.tasks.splits import SPLITS
 from collab.tasks.world.schema import FactGraph
-
-SPLITS = ("train", "validation", "test")
 
 _CLEAN_SHARES = (0.7, 0.1, 0.2)  # of compositions without a held-out fact, by split
 _HELD_OUT_SHARES = (0.0, 1 / 3, 2 / 3)

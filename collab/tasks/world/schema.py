@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from collab.config import near_matches
+from collab.tasks.splits import SPLITS
 from collab.types import Step
 
 PERSON, CITY, COUNTRY = "person", "city", "country"
@@ -144,7 +145,7 @@ class Settings(PathSettings):
         """Read and check a whole config. Raises: ValueError with key, value, rule and fix."""
         world = config.task.world.to_dict()
         world["stale_relations"] = tuple(world["stale_relations"])
-        sizes = {split: config.task[split] for split in ("train", "validation", "test")}
+        sizes = {split: config.task[split] for split in SPLITS}
         settings = cls(**world, **sizes)
         settings.check()
         return settings
@@ -153,7 +154,7 @@ class Settings(PathSettings):
         """Raises: ValueError for the first rule that is broken."""
         for kind, key in _COUNT_KEYS.items():
             demand(key, getattr(self, key), least=_FEWEST[kind])
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             demand(split, getattr(self, split), least=1, prefix="task")
         self.check_paths("task.world")
         for key in ("known_share", "faint_share"):

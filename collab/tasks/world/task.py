@@ -9,10 +9,10 @@ import numpy as np
 
 from collab.tasks import mentions
 from collab.tasks.mentions import Mention
+from collab.tasks.splits import problems_of
 from collab.tasks.world import language
 from collab.tasks.world.chains import ChainSolutions
 from collab.tasks.world.entities import World
-from collab.tasks.world.generate import SPLITS
 from collab.tasks.world.reading import WorldKnowledge
 from collab.tasks.world.schema import CITY, COUNTRY, ORGANISATION, PERSON, Settings
 from collab.tasks.world.world_dataset_builder import prepared
@@ -41,9 +41,7 @@ class WorldTask(ChainSolutions):
 
     def problems(self, split: str) -> Sequence[Problem]:
         """Raises: ValueError for an unknown split."""
-        if split not in self._splits:
-            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
-        return self._splits[split]
+        return problems_of(self._splits, split)
 
     def mentions(self, problem: Problem) -> Sequence[Mention]:
         """The entity that a question begins from by name; none for a film, or for "my ..."."""

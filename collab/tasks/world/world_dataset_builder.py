@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 
 from collab.config import default_config
 from collab.tasks import records
+from collab.tasks.splits import SPLITS
 from collab.tasks.world.entities import World
-from collab.tasks.world.generate import SPLITS, Generator
+from collab.tasks.world.generate import Generator
 from collab.tasks.world.schema import Settings
 
 
