@@ -20,6 +20,7 @@ from collab.assembly import Assembly, assemble
 from collab.config import default_config, flatten
 from collab.metrics import make_writers
 from collab.train import Trainer
+from conftest import TINY
 
 TRAINABLE = {
     "task.world.max_local_hops": 1,
@@ -39,6 +40,21 @@ def trainable(tiny_config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     """The tiny config, changed so that cold-start traces fit it."""
     tiny_config.update_from_flattened_dict(TRAINABLE)
     return tiny_config
+
+
+def small_config() -> ml_collections.ConfigDict:
+    """`trainable` of a fresh tiny config, for what no fixture reaches."""
+    config = default_config()
+    config.update_from_flattened_dict(TINY)
+    return trainable(config)
+
+
+def short_config() -> ml_collections.ConfigDict:
+    """Two steps of imitation, the fit of the head, one iteration; two strategies."""
+    config = small_config()
+    config.cold_start.steps, config.rl.iterations = 2, 1
+    config.evaluate.strategies = ("learned", "slm_cot")
+    return config
 
 
 def write_config(path: Path, config: ml_collections.ConfigDict) -> None:

@@ -22,7 +22,6 @@ from collab.calibrate import GRID, Found, Point, applied, best, calibrated, reac
 from collab.config import default_config
 from collab.evaluate import Evaluator
 from collab.types import FIRST_REQUEST_ID
-from conftest import TINY
 
 
 def at(bias: float, asks: float, reward: float = 0.5) -> Point:
@@ -119,10 +118,9 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def small_config() -> ml_collections.ConfigDict:
-    config = default_config()
-    config.update_from_flattened_dict(TINY)
+    config = runs.small_config()
     config.task.validation = 12
-    return runs.trainable(config)
+    return config
 
 
 @pytest.fixture(scope="module")

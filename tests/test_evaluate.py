@@ -35,7 +35,6 @@ from collab.rewards import score
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES
 from collab.types import Episode, FeedbackKind, Status, Step
-from conftest import TINY
 from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
@@ -49,10 +48,9 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def small_config() -> ml_collections.ConfigDict:
-    config = default_config()
-    config.update_from_flattened_dict(TINY)
+    config = runs.small_config()
     config.task.validation = config.task.test = 6
-    return runs.trainable(config)
+    return config
 
 
 @dataclasses.dataclass

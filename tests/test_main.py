@@ -29,18 +29,9 @@ from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.types import Resolution
 from commands import heed_interrupts
-from conftest import TINY
+from runs import short_config
 
 ROOT = Path(__file__).parents[1]
-
-
-def short_config() -> ml_collections.ConfigDict:
-    """Two steps of imitation, the fit of the head, one iteration."""
-    config = default_config()
-    config.update_from_flattened_dict(TINY)
-    config.cold_start.steps, config.rl.iterations = 2, 1
-    config.evaluate.strategies = ("learned", "slm_cot")
-    return runs.trainable(config)
 
 
 @pytest.fixture

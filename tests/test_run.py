@@ -20,22 +20,13 @@ import pytest
 import runs
 from collab import calibrate, run
 from collab.checkpoint import StopFlag
-from collab.config import default_config
 from collab.llm import Completion, Message
 from collab.llm.serve import serving
 from collab.outcomes import read_outcomes
 from collab.report import METRICS, summarise
-from conftest import TINY
+from runs import short_config
 
 OTHER_WORDS = "Say what is asked for."
-
-
-def short_config() -> ml_collections.ConfigDict:
-    config = default_config()
-    config.update_from_flattened_dict(TINY)
-    config.cold_start.steps, config.rl.iterations = 2, 1
-    config.evaluate.strategies = ("learned", "slm_cot")
-    return runs.trainable(config)
 
 
 @pytest.fixture(scope="module", autouse=True)

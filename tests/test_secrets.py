@@ -31,12 +31,10 @@ import tensorstore
 import runs
 from collab import episode_log, run, tasks
 from collab.assembly import assemble
-from collab.config import default_config
 from collab.llm.faults import faulty
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.types import Problem
-from conftest import TINY
 from fake_llm import passed, request
 
 KEY = "sk-Zq7/+%=uncommon~Secret_42"
@@ -208,9 +206,7 @@ class Left:
 
 
 def config_of(folder: Path) -> ml_collections.ConfigDict:
-    config = default_config()
-    config.update_from_flattened_dict(TINY)
-    config = runs.trainable(config)
+    config = runs.small_config()
     config.cold_start.steps, config.rl.iterations = 2, 2
     config.evaluate.strategies = ("learned", "llm_alone")
     config.log.update({"tensorboard": True, "samples_every": 1, "samples": 8})

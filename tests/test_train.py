@@ -27,7 +27,6 @@ from collab import episode_log, sharding
 from collab import train as train_module
 from collab.assembly import assemble
 from collab.checkpoint import Checkpointer
-from collab.config import default_config
 from collab.detectors import figures
 from collab.llm import errors
 from collab.llm.serve import serving
@@ -37,7 +36,6 @@ from collab.rl import batch as batch_module
 from collab.sharding import leaf_paths
 from collab.train import Trainer
 from collab.types import FIRST_REQUEST_ID
-from conftest import TINY
 from episodes import NAMES, answer, ask, make_episode, think
 from fake_llm import FakeBackend, JudgeBackend
 
@@ -47,10 +45,9 @@ STOPS = (2, COLD, FIRST_RL + 1)
 
 
 def small_config() -> ml_collections.ConfigDict:
-    config = default_config()
-    config.update_from_flattened_dict(TINY)
+    config = runs.small_config()
     config.cold_start.steps, config.rl.iterations = COLD, LAST - FIRST_RL
-    return runs.trainable(config)
+    return config
 
 
 def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
