@@ -23,6 +23,7 @@ from collab.tasks.world.generate import Generator
 from collab.tasks.world.schema import RELATIONS, TYPES, WORLD_RELATIONS, Settings
 from collab.tokenizers.pieces import PieceTokenizer
 from collab.types import PrivateUnit, Problem, Step
+from worlds import world_steps
 
 
 def _config(*, train: int = 256, **world: Any) -> ml_collections.ConfigDict:
@@ -44,10 +45,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> WorldTask:
 
 def _words(world: World) -> set[str]:
     return {word for name in [*world.type_of, *world.strangers] for word in name.split()}
-
-
-def _world_steps(problem: Problem) -> tuple[Step, ...]:
-    return tuple(step for step in problem.steps if not step.is_local)
 
 
 # --- the world -----------------------------------------------------------------------------
@@ -174,7 +171,7 @@ def test_next_step_retraces_the_solution_and_follows_a_wrong_belief(task: WorldT
 
 
 def test_next_step_stops_at_a_belief_of_a_wrong_type(task: WorldTask) -> None:
-    problem = next(p for p in task.problems("train") if len(_world_steps(p)) > 1)
+    problem = next(p for p in task.problems("train") if len(world_steps(p)) > 1)
     last = len(problem.steps) - 1
     kind = task.world.type_of[problem.steps[last - 1].answer]
     other = next(k for k in TYPES if k != kind)

@@ -13,7 +13,8 @@ from collab.tasks.world.entities import World
 from collab.tasks.world.generate import Generator
 from collab.tasks.world.paths import split_compositions
 from collab.tasks.world.schema import Settings
-from collab.types import Problem, Step
+from collab.types import Problem
+from worlds import EACH, problems_of, world_steps
 
 
 def _settings(**world: Any) -> Settings:
@@ -29,21 +30,16 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def problems(world: World) -> list[Problem]:
-    generator = Generator(world)
-    return [generator.problem(split, index) for split in SPLITS for index in range(300)]
-
-
-def _world_steps(problem: Problem) -> tuple[Step, ...]:
-    return tuple(step for step in problem.steps if not step.is_local)
+    return problems_of(world)
 
 
 def _facts(problem: Problem) -> set[tuple[str, ...]]:
-    return {tuple(step.query.split(" of ", 1)) for step in _world_steps(problem)}
+    return {tuple(step.query.split(" of ", 1)) for step in world_steps(problem)}
 
 
 def _composition(problem: Problem) -> tuple[str, ...]:
     """Head entity and path of the world part, read off the steps."""
-    steps = [step.query.split(" of ", 1) for step in _world_steps(problem)]
+    steps = [step.query.split(" of ", 1) for step in world_steps(problem)]
     return (steps[0][1], *(relation for relation, _ in steps))
 
 
@@ -56,7 +52,7 @@ def test_steps_follow_from_each_other_and_end_in_the_answer(
     for problem in problems:
         for step, following in zip(problem.steps, problem.steps[1:], strict=False):
             assert following.query.endswith(f" of {step.answer}")
-        for step in _world_steps(problem):
+        for step in world_steps(problem):
             relation, subject = step.query.split(" of ", 1)
             assert world.facts[relation, subject] == step.answer
         assert problem.answers == (problem.steps[-1].answer,)
@@ -88,7 +84,7 @@ def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowher
     needed = 0
     for problem in problems:
         leaked = Detector(problem.units).leaked_by_request(
-            [step.query for step in _world_steps(problem)]
+            [step.query for step in world_steps(problem)]
         )
         needed += bool(leaked[0])
         assert leaked[0] == {at for at, unit in enumerate(problem.units) if unit.is_needed}
@@ -98,7 +94,7 @@ def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowher
 
 
 def test_every_number_of_hops_occurs(problems: list[Problem]) -> None:
-    hops = {(len(p.steps) - len(_world_steps(p)), len(_world_steps(p))) for p in problems}
+    hops = {(len(p.steps) - len(world_steps(p)), len(world_steps(p))) for p in problems}
     assert hops == {(local, far) for local in range(3) for far in range(1, 4)}
 
 
@@ -106,8 +102,8 @@ def test_hop_limits_of_the_config_are_kept() -> None:
     settings = _settings(max_local_hops=1, max_world_hops=2)
     generator = Generator(World(settings))
     made = [generator.problem("train", index) for index in range(100)]
-    assert {len(_world_steps(p)) for p in made} == {1, 2}
-    assert {len(p.steps) - len(_world_steps(p)) for p in made} == {0, 1}
+    assert {len(world_steps(p)) for p in made} == {1, 2}
+    assert {len(p.steps) - len(world_steps(p)) for p in made} == {0, 1}
 
 
 # --- splits --------------------------------------------------------------------------------
@@ -135,8 +131,8 @@ def test_training_never_touches_a_held_out_fact_and_half_the_others_do(
     for problem in problems:
         touching[problem.uid.split("-")[1]] += bool(_facts(problem) & world.held_out)
     assert touching["train"] == 0
-    assert touching["validation"] / 300 == pytest.approx(0.5, abs=0.12)
-    assert touching["test"] / 300 == pytest.approx(0.5, abs=0.12)
+    assert touching["validation"] / EACH == pytest.approx(0.5, abs=0.12)
+    assert touching["test"] / EACH == pytest.approx(0.5, abs=0.12)
 
 
 def test_a_world_without_held_out_facts_still_has_new_compositions() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from collab.config import default_config
-from collab.tasks.splits import SPLITS
 from collab.tasks.world.entities import World
-from collab.tasks.world.generate import Generator
 from collab.tasks.world.reading import WorldKnowledge
 from collab.tasks.world.schema import Settings
-from collab.types import Problem, Step
+from collab.types import Problem
+from worlds import problems_of, world_steps
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +19,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def problems(world: World) -> list[Problem]:
-    generator = Generator(world)
-    return [generator.problem(split, index) for split in SPLITS for index in range(300)]
-
-
-def _world_steps(problem: Problem) -> tuple[Step, ...]:
-    return tuple(step for step in problem.steps if not step.is_local)
+    return problems_of(world)
 
 
 def test_every_question_with_its_notes_reads_as_its_solution(
@@ -40,7 +34,7 @@ def test_every_question_with_its_notes_reads_as_its_solution(
         ):
             resolution = knowledge.resolve(text)
             assert resolution is not None, text
-            assert resolution.steps == _world_steps(problem), text
+            assert resolution.steps == world_steps(problem), text
 
 
 def test_a_question_without_its_notes_names_what_is_missing(
@@ -55,7 +49,7 @@ def test_a_question_without_its_notes_names_what_is_missing(
             told = " ; ".join(step.statement for step in problem.steps if step.is_local)
             again = knowledge.resolve(f"{problem.question} ; {told}")
             assert again is not None
-            assert again.steps == _world_steps(problem)
+            assert again.steps == world_steps(problem)
         else:
             assert resolution.steps == problem.steps
 
