@@ -81,6 +81,15 @@ def ask(transport: Transport, url: str, deadline_s: float = FAR_S) -> Answer:
     return transport.exchange("GET", url, deadline_s=deadline_s)
 
 
+@contextlib.contextmanager
+def timing_out() -> Iterator[None]:
+    """What is inside ends at its deadline of less than a second."""
+    started_s = time.monotonic()
+    with pytest.raises(errors.TimedOut):
+        yield
+    assert time.monotonic() - started_s < 3.0
+
+
 def kept(pool: urllib3.HTTPConnectionPool) -> list[Any]:
     """The open connections that wait for another request."""
     places = pool.pool.queue if pool.pool else []
@@ -290,11 +299,8 @@ def test_a_deadline_ends_the_reading_of_many_headers_too(transport: Transport) -
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             time.sleep(0.02)
 
-    with listening(drip) as place:
-        started_s = time.monotonic()
-        with pytest.raises(errors.TimedOut):
-            ask(transport, f"http://{place}/", 0.3)
-        assert time.monotonic() - started_s < 3.0
+    with listening(drip) as place, timing_out():
+        ask(transport, f"http://{place}/", 0.3)
 
 
 def test_addresses_that_do_not_answer_share_the_deadline(
@@ -313,10 +319,8 @@ def test_addresses_that_do_not_answer_share_the_deadline(
             return found * 20 if host == "helper.invalid" else real(host, *rest)
 
         monkeypatch.setattr(socket, "getaddrinfo", resolved)
-        started_s = time.monotonic()
-        with pytest.raises(errors.TimedOut):
+        with timing_out():
             ask(transport, "http://helper.invalid/", 0.5)
-        assert time.monotonic() - started_s < 3.0
 
 
 # --- TLS and proxies -----------------------------------------------------------------------
@@ -346,11 +350,8 @@ def test_tls_needs_a_certificate_that_the_environment_trusts(
 
 
 def test_a_tls_handshake_ends_at_the_deadline(transport: Transport) -> None:
-    with listening(lambda connection: time.sleep(FAR_S)) as place:
-        started_s = time.monotonic()
-        with pytest.raises(errors.TimedOut):
-            ask(transport, f"https://{place}/", 0.3)
-        assert time.monotonic() - started_s < 3.0
+    with listening(lambda connection: time.sleep(FAR_S)) as place, timing_out():
+        ask(transport, f"https://{place}/", 0.3)
 
 
 def test_a_proxy_is_asked_for_the_whole_url(
