@@ -162,6 +162,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
     policy = Policy(
         transformer_config(config.model, tokenizer.size),
         len(names),
+        head_width=config.model.head_width,
         has_value=config.rl.credit == "value",
         action_tokens=control if config.model.head == "tokens" else (),
     )

@@ -72,6 +72,7 @@ def default_config() -> ml_collections.ConfigDict:
                 # who decides: "head", a network of its own that sees the features, too; "tokens",
                 # the control tokens' logits in the language model's vocabulary
                 "head": "head",
+                "head_width": 32,  # of the head's hidden layer; 0 = a linear head
                 # what the head is told of the helper whose turn is next: "price", "strength"
                 # (measured by the probe), "id:NAME"; () = nothing, which carries over best
                 "helper_features": (),
@@ -211,8 +212,9 @@ def default_config() -> ml_collections.ConfigDict:
             },
             "rl": {
                 "objective": "grpo",  # a row of collab.rl.OBJECTIVES
-                # of decisions: the whole episode against its siblings, or step by step from a value
-                # head; tokens have the episode's, with objective ppo that of their decision
+                # of decisions: "episode", the whole one against its siblings; "branch", one of each
+                # episode against its other turn, which is rolled out, too; "value", step by step
+                # from a value head. Tokens have the episode's, or with ppo their decision's
                 "credit": "episode",
                 "value_weight": 0.5,  # of the value head's squared error
                 "gae_lambda": 1.0,  # 1: all that was earned from a decision on; 0: up to the next

@@ -98,7 +98,7 @@ ONE_OF = {
     "privacy.recognisers": ("", "presidio"),
     "privacy.judge.mode": ("off", "log", "reward"),
     "privacy.audit_judge.mode": ("off", "log"),  # reward it, and it audits no more
-    "rl.credit": ("episode", "value"),
+    "rl.credit": ("episode", "branch", "value"),
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
 

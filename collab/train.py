@@ -28,7 +28,7 @@ from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
 from collab.progress import headline, progress
 from collab.rewards import score
-from collab.rl import load_objective
+from collab.rl import branching, load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
 from collab.rl.steps import Steps
@@ -36,11 +36,11 @@ from collab.rl.update import TrainState
 from collab.rollout.episodes import Job
 from collab.samples import write_samples
 from collab.solve_rate import constant_jobs, constant_rewards, fit_labels, label_jobs, roll_out
-from collab.types import Params, Trace
+from collab.types import Episode, Params, Trace
 
 _log = logging.getLogger(__name__)
 
-ORDER, HELPER, TRACES, LABELS, CONSTANTS = range(5)  # streams of host randomness
+ORDER, HELPER, TRACES, LABELS, CONSTANTS, BRANCHES = range(6)  # streams of host randomness
 IMITATION_LOG_EVERY = 25  # optimiser steps
 
 
@@ -203,13 +203,8 @@ class Trainer:
         config, engine = self.config, self.a.engine
         iteration = self.step - self.cold_steps - 1
         jobs = self._jobs(iteration)
-        rolled = engine.run(
-            self.state.params,
-            jobs,
-            temperature=config.rollout.temperature,
-            weakening=self.weakening,
-        )
-        episodes, judged = self.a.panel.judged(rolled, draw=f"iteration {iteration}")
+        episodes, judged = self._roll_out(jobs, iteration)
+        counters = dict(engine.counters)
         terms = [score(episode, config.reward) for episode in episodes]
         batch = self._collate([episode.trace for episode in episodes], rows=len(jobs))
         metrics = assign(
@@ -221,6 +216,19 @@ class Trainer:
             leak_weight=config.reward.leak,
             standardise=config.rl.standardise,
         )
+        if config.rl.credit == "branch":
+            metrics.update(
+                branching.compare(
+                    batch,
+                    jobs,
+                    episodes,
+                    [term.reward for term in terms],
+                    roll_out=lambda turns: self._roll_out(turns, iteration)[0],
+                    weights=config.reward,
+                    standardise=config.rl.standardise,
+                    rng=self._rng(BRANCHES, iteration),
+                )
+            )
         on_device = sharding.put_rows(batch, self.a.mesh)
         for _ in range(config.rl.updates):
             self.state, learned = self.steps.policy_gradient(self.state, self.reference, on_device)
@@ -229,7 +237,7 @@ class Trainer:
         metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         if self.constant_reward is not None:
             metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward
-        metrics.update(engine.counters)
+        metrics.update(counters)
         metrics.update({f"client/{k}": total for k, total in self.a.client.counters().items()})
         self._check_finite(metrics, batch, "rl.learning_rate")
         metrics["alarms"] = float(self._warn(iteration, alarms(metrics)))
@@ -252,6 +260,18 @@ class Trainer:
         if iteration % config.log.every == 0:
             self._write("policy_gradient", {"iteration": iteration, **metrics})
         return metrics
+
+    def _roll_out(
+        self, jobs: Sequence[Job], iteration: int
+    ) -> tuple[list[Episode], dict[str, float]]:
+        """Sampled episodes, with the judge's verdicts where they count, and figures about those."""
+        rolled = self.a.engine.run(
+            self.state.params,
+            jobs,
+            temperature=self.config.rollout.temperature,
+            weakening=self.weakening,
+        )
+        return self.a.panel.judged(rolled, draw=f"iteration {iteration}")
 
     def _warn(self, iteration: int, found: Sequence[str]) -> int:
         """Say each alarm in words when it is first met; later ones are in the metrics."""

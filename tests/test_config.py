@@ -143,7 +143,7 @@ def test_shares_are_at_most_one(path: str) -> None:
         ),
         (
             {"rl.credit": "vlue"},
-            "rl.credit='vlue' must be one of episode, value; did you mean value",
+            "rl.credit='vlue' must be one of episode, branch, value; did you mean value",
         ),
         (
             {"model.head": "token"},

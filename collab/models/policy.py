@@ -1,9 +1,10 @@
 """The policy: the language model, the discrete help-action head, its feature weights, a critic.
 
 The head reads the last hidden state of the context and a few features of the segment just written
-(`collab.rollout.state.FEATURES`). The two inputs have weights of their own, because they learn at
-different rates: with one rate the features, which start at zero, are found too late and the policy
-becomes a learned constant.
+(`collab.rollout.state.FEATURES`), through one hidden layer: how sure a draft is counts for little
+where the SLM's memory is stale, so their sum alone would not do. The features also have direct
+weights, because these learn at a rate of their own: with one rate the features, which start at
+zero, are found too late and the policy becomes a learned constant.
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ from collab.types import Params
 
 
 class Policy(nn.Module):
-    """Parameters: `lm` (the transformer), `action_head`, `feature_head` (starts at zero).
+    """Parameters: `lm` (the transformer), `head_layer`, `action_head`, `feature_head`.
 
-    has_value: there is a `value_head`, too (starts at zero).
+    The last two start at zero. head_width: of the head's hidden layer; 0: it is linear, and there
+    is no `head_layer`. has_value: there is a `value_head`, too (starts at zero).
     action_tokens: where not empty, an action's logit is that of this token in the vocabulary, and
     there are no other heads. An ablation.
     """
 
     config: TransformerConfig
     actions: int
+    head_width: int = 0
     has_value: bool = False
     action_tokens: tuple[int, ...] = ()
 
     def setup(self) -> None:
         self.lm = Transformer(self.config)
         if not self.action_tokens:
+            if self.head_width:
+                self.head_layer = nn.Dense(self.head_width)
             self.action_head = nn.Dense(self.actions, kernel_init=nn.initializers.zeros)
             self.feature_head = nn.Dense(
                 self.actions, use_bias=False, kernel_init=nn.initializers.zeros
@@ -54,7 +59,10 @@ class Policy(nn.Module):
         if self.action_tokens:
             return self.token_logits(hidden)[..., jnp.array(self.action_tokens)]
         with jax.named_scope("help_head"):
-            return self.action_head(hidden.astype(jnp.float32)) + self.feature_head(features)
+            seen = hidden.astype(jnp.float32)
+            if self.head_width:
+                seen = nn.gelu(self.head_layer(jnp.concatenate([seen, features], axis=-1)))
+            return self.action_head(seen) + self.feature_head(features)
 
     def value(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
         """[..., D], [..., F] -> f32 [...]: the reward expected from this decision on.
@@ -73,6 +81,9 @@ class Policy(nn.Module):
         if self.has_value:
             self.value(hidden[:, -1], features_BF)
         return self.action_logits(hidden[:, -1], features_BF)
+
+
+HEAD = ("head_layer", "action_head", "feature_head")  # parameters that decide, where they exist
 
 
 def init_params(policy: Policy, key: jax.Array, features: int) -> Params:

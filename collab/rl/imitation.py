@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from collab.metrics import masked_mean
-from collab.models.policy import Policy
+from collab.models.policy import HEAD, Policy
 from collab.rl.batch import Batch
 from collab.tasks.grading import exact_match
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK, THINK_ID, Episode, Params
@@ -104,9 +104,9 @@ def fit_head(
     steps: int,
     learning_rate: float,
 ) -> tuple[Params, jax.Array]:
-    """Fit `action_head` and `feature_head` to soft targets. Returns all parameters and the loss."""
+    """Fit the head's parameters to soft targets. Returns all parameters and the loss."""
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-    head = {name: params[name] for name in ("action_head", "feature_head")}
+    head = {name: params[name] for name in HEAD if name in params}
     start = head
 
     def loss_of(head: Params) -> jax.Array:

@@ -42,7 +42,8 @@ def make_optimizer(
     schedule: optax.Schedule, *, clip_norm: float, head_rate: float, feature_rate: float
 ) -> optax.GradientTransformation:
     """Adam with a clipped norm; heads and feature weights learn faster than the trunk."""
-    factors = {"action_head": head_rate, "feature_head": feature_rate, "value_head": head_rate}
+    factors = dict.fromkeys(("head_layer", "action_head", "value_head"), head_rate)
+    factors["feature_head"] = feature_rate
 
     def quicken(updates: Params, params: Params | None) -> Params:
         return {

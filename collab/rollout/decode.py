@@ -39,7 +39,7 @@ from collab.rollout.state import (
     hash_next,
     legal_actions,
 )
-from collab.types import ANSWER_ID, REPLY_ID, THINK_ID, Params
+from collab.types import ANSWER_ID, FIRST_REQUEST_ID, REPLY_ID, THINK_ID, Params
 
 
 @jax.tree_util.register_dataclass
@@ -281,7 +281,9 @@ class Decoder:
         B = hidden_BD.shape[0]
         row_B = jnp.arange(B)
         scores_RBA = jnp.stack([rule.scores(boundary) for rule in self.rules.values()])
-        scores_BA = jnp.where(legal_BA, scores_RBA[rows.rule.index, row_B], -1e30)
+        open_BA = legal_BA & _unforced(rows.rule, rows.decisions_B, self.limits.actions)
+        open_BA = jnp.where(jnp.any(open_BA, axis=-1, keepdims=True), open_BA, legal_BA)
+        scores_BA = jnp.where(open_BA, scores_RBA[rows.rule.index, row_B], -1e30)
         logp_BA = jax.nn.log_softmax(scores_BA, axis=-1)
         always_samples_R = jnp.array([rule.is_sampled for rule in self.rules.values()])
         is_greedy_B = (temperature == 0.0) & ~always_samples_R[rows.rule.index]
@@ -366,6 +368,13 @@ class Decoder:
             is_cut_BK=rows.is_cut_BK.at[row_B, k_B].max(is_cut_B),
         )
         return written, token_B
+
+
+def _unforced(rule: Rule, decisions_B: jax.Array, actions: int) -> jax.Array:
+    """bool [B, A]: what a row may do that is forced here to ask, or not to; all, elsewhere."""
+    is_request_A = jnp.arange(actions) >= FIRST_REQUEST_ID
+    is_forced_B1 = (decisions_B == rule.forced_at)[:, None]
+    return ~is_forced_B1 | (is_request_A == rule.is_asking[:, None])
 
 
 def _light(rows: Rows) -> Rows:

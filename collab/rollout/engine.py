@@ -257,6 +257,7 @@ class _Run:
         phase_B, asks_B = np.full(B, DECIDE, np.int32), np.zeros(B, np.int32)
         index_B, kind_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
         threshold_B = np.zeros(B, np.float32)
+        forced_B, is_asking_B = np.full(B, -1, np.int32), np.zeros(B, bool)
         gold_BH = np.zeros((B, GOLD_STEPS), np.uint32)
         local_BH = np.zeros((B, GOLD_STEPS), bool)
         helper_BE = np.zeros((B, engine.limits.helper_features), np.float32)
@@ -277,6 +278,8 @@ class _Run:
             source_B[b], identity_BI[b] = prompts[prompt], job.identity
             index_B[b] = engine.rule_index[job.strategy]
             kind_B[b], threshold_B[b] = job.setting.kind, job.setting.threshold
+            if job.branch is not None:
+                forced_B[b], is_asking_B[b] = job.branch.at, job.branch.is_asking
             helper_BE[b] = engine.pool.features_of(entry.helper)
             for h, step in enumerate(job.problem.steps[:GOLD_STEPS]):
                 gold_BH[b, h] = hash_tokens(engine.tokenizer.encode(step.statement))
@@ -290,8 +293,8 @@ class _Run:
             prompts_PS[p, : len(prompt)], length_P[p] = prompt, len(prompt)
         engine.counters["tokens_prefilled"] += sum(len(prompt) for prompt in prompts)
         by_row = sharding.put_rows(
-            (source_B, identity_BI, phase_B, asks_B, (index_B, kind_B, threshold_B), gold_BH,
-             local_BH, helper_BE),
+            (source_B, identity_BI, phase_B, asks_B,
+             (index_B, kind_B, threshold_B, forced_B, is_asking_B), gold_BH, local_BH, helper_BE),
             engine.mesh,
         )  # fmt: skip
         source, identity, phase, asks, rule, gold, local, helper = by_row

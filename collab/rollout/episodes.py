@@ -30,6 +30,17 @@ from collab.types import (
 
 
 @dataclasses.dataclass(frozen=True)
+class Branch:
+    """Another turn that an episode takes: at decision number `at` it asks, or does not.
+
+    Up to there it is the episode of the same job without a branch, token by token.
+    """
+
+    at: int
+    is_asking: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One episode to make. `identity` is (seed, problem, sample): all its randomness.
 
@@ -42,6 +53,7 @@ class Job:
     setting: strategies.Setting = strategies.Setting()
     helpers: tuple[str, ...] = ("",)
     episode: str = ""
+    branch: Branch | None = None
 
 
 @dataclasses.dataclass

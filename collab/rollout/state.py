@@ -142,11 +142,16 @@ class Draft:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Who decides in each row: index into the strategies' table and its setting, each [B]."""
+    """Who decides in each row: index into the strategies' table and its setting, each [B].
+
+    At its decision number `forced_at` the row has to ask (`is_asking`), or not to; -1 = never.
+    """
 
     index: jax.Array
     kind: jax.Array  # action index of the request that the rule makes
     threshold: jax.Array
+    forced_at: jax.Array
+    is_asking: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -212,7 +217,7 @@ def empty_rows(config: TransformerConfig, limits: Limits, *, rows: int, steps: i
         start_B=ints(),
         previous_start_B=ints() + T,
         key_BU=words(2),
-        rule=Rule(ints(), ints(), floats()),
+        rule=Rule(ints(), ints(), floats(), ints(), bools()),
         gold_BH=words(steps),
         gold_is_local_BH=bools(steps),
         draft=Draft.empty(rows),
