@@ -8,7 +8,7 @@ them unoptimised, since optimising takes longer than running them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,18 @@ import jax
 import ml_collections
 from jax.experimental.compilation_cache import compilation_cache
 
+from collab import tokenizers
 from collab.assembly import Assembly, assemble
-from collab.config import default_config, flatten
+from collab.config import default_config, flatten, request_names
+from collab.llm import make_backend
+from collab.llm.client import Client
 from collab.metrics import make_writers
+from collab.rl.traces import Synthesiser
+from collab.rollout.state import Limits
 from collab.train import Trainer
+from collab.types import action_names
 from conftest import TINY
+from fake_llm import passed
 
 TRAINABLE = {
     "task.world.max_local_hops": 1,
@@ -67,6 +74,22 @@ def write_config(path: Path, config: ml_collections.ConfigDict) -> None:
         "    config = default_config()\n"
         f"    config.update_from_flattened_dict({deltas!r})\n"
         "    return config\n"
+    )
+
+
+def synthesiser(task: Any, config: Any, *, helpers: Sequence[str]) -> Synthesiser:
+    """Of a task alone, without an assembly; the scripted expert teaches."""
+    names = action_names(request_names(config))
+    backend = make_backend("scripted", config.llm, knowledge=task.knowledge)
+    client = Client(backend, config.llm, config.requests)
+    return Synthesiser(
+        task=task,
+        tokenizer=tokenizers.make_tokenizer(config, corpus=task.corpus),
+        names=names,
+        limits=Limits.of(config.rollout, len(names)),
+        settings=config.cold_start,
+        teacher=lambda request: client.submit(passed(request)).result(),
+        helpers=helpers,
     )
 
 

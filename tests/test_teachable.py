@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 
 import multihop_files
-from collab import tokenizers
+import runs
 from collab.config import default_config
-from collab.llm import make_backend
-from collab.llm.client import Client
 from collab.rl.traces import Synthesiser
-from collab.rollout.state import Limits, legal_actions
+from collab.rollout.state import legal_actions
 from collab.tasks import TASKS, grading, make_task
 from collab.tasks.splits import SPLITS
-from collab.tokenizers import Tokenizer
-from collab.types import ANSWER_ID, REPLY_ID, THINK_ID, Problem, Step, Trace, action_names
-from fake_llm import passed
+from collab.types import ANSWER_ID, REPLY_ID, THINK_ID, Problem, Step, Trace
 
 REQUESTS = ("ask_fact", "ask_hint", "ask_check", "ask_solve")
 # Bytes are many: an episode of gsm has about 900, one of fanout 2,500.
@@ -146,9 +142,7 @@ def test_memory_is_the_truth_unless_the_task_knows_better(task: Any) -> None:
 class Made:
     """A batch of traces with what made it."""
 
-    tokenizer: Tokenizer
-    limits: Limits
-    names: tuple[str, ...]
+    by: Synthesiser
     traces: list[Trace]
 
 
@@ -156,22 +150,9 @@ class Made:
 def made(task: Any) -> Made:
     config = make_config()
     config.cold_start.update({"batch": 48, "overshare": 0.5, "vague": 0.5})
-    names = action_names(REQUESTS)
-    tokenizer = tokenizers.make_tokenizer(config, corpus=task.corpus)
-    backend = make_backend("scripted", config.llm, knowledge=task.knowledge)
-    client = Client(backend, config.llm, config.requests)
-    limits = Limits.of(config.rollout, len(names))
-    synthesiser = Synthesiser(
-        task=task,
-        tokenizer=tokenizer,
-        names=names,
-        limits=limits,
-        settings=config.cold_start,
-        teacher=lambda request: client.submit(passed(request)).result(),
-        helpers=list(config.llm.helpers),
-    )
+    synthesiser = runs.synthesiser(task, config, helpers=list(config.llm.helpers))
     traces, _ = synthesiser.batch(task.problems("train"), np.random.default_rng(0))
-    return Made(tokenizer, limits, names, traces)
+    return Made(synthesiser, traces)
 
 
 def parts(made: Made, trace: Trace) -> list[tuple[int, str, str]]:
@@ -180,19 +161,19 @@ def parts(made: Made, trace: Trace) -> list[tuple[int, str, str]]:
     ends = [*trace.decided_at_K[1:] + 1, len(trace.tokens_S)]
     for at, action, stop in zip(trace.decided_at_K, trace.action_K, ends, strict=True):
         ids = trace.tokens_S[at + 2 : stop]
-        cut = list(ids).index(made.tokenizer.end_id)
-        rest = made.tokenizer.decode(ids[cut + 1 :])
-        found.append((int(action), made.tokenizer.decode(ids[:cut]), rest))
+        cut = list(ids).index(made.by.tokenizer.end_id)
+        rest = made.by.tokenizer.decode(ids[cut + 1 :])
+        found.append((int(action), made.by.tokenizer.decode(ids[:cut]), rest))
     return found
 
 
 def test_traces_take_legal_actions_only(made: Made) -> None:
-    clarify = made.tokenizer.control["feedback_clarify"]
+    clarify = made.by.tokenizer.control["feedback_clarify"]
     for trace in made.traces:
         tokens, asks, last, end = trace.tokens_S, 0, -1, 0
         for k, (at, action) in enumerate(zip(trace.decided_at_K, trace.action_K, strict=True)):
             legal_A = legal_actions(
-                made.limits,
+                made.by.limits,
                 length_B=np.array([at + 1]),
                 asks_B=np.array([asks]),
                 decisions_B=np.array([k]),
@@ -203,18 +184,18 @@ def test_traces_take_legal_actions_only(made: Made) -> None:
             assert trace.legal_KA[k][action]
             if trace.legal_KA[k].sum() > 1:  # else the choice is not to be imitated
                 np.testing.assert_array_equal(trace.legal_KA[k], legal_A)
-            assert tokens[at + 1] == made.tokenizer.control[made.names[action]]
+            assert tokens[at + 1] == made.by.tokenizer.control[made.by.names[action]]
             asks, last, end = asks + (action >= REPLY_ID), int(action), int(at) + 1
-        assert len(tokens) <= made.limits.capacity
+        assert len(tokens) <= made.by.limits.capacity
 
 
 def test_only_what_the_slm_writes_is_taught(made: Made) -> None:
-    control_V = made.tokenizer.is_control_V
+    control_V = made.by.tokenizer.is_control_V
     for trace in made.traces:
         expected = np.zeros(len(trace.tokens_S), bool)
         for at in trace.decided_at_K:
             segment = trace.tokens_S[at + 2 :]
-            length = int(np.argmax(segment == made.tokenizer.end_id)) + 1
+            length = int(np.argmax(segment == made.by.tokenizer.end_id)) + 1
             expected[at + 2 : at + 2 + length] = True
             assert not control_V[segment[: length - 1]].any()
         np.testing.assert_array_equal(trace.sampled_S, expected)
@@ -233,6 +214,6 @@ def test_whole_traces_draft_ask_with_every_kind_and_end_in_an_answer(made: Made,
             whole += 1
             right += any(grading.exact_match(segments[-1][1], known) for known in answers)
     assert whole > 20
-    assert asked >= {made.names.index(name) for name in REQUESTS}
+    assert asked >= {made.by.names.index(name) for name in REQUESTS}
     # A world's SLM remembers some facts wrong, and its traces end where that leads.
     assert right / whole > (0.2 if hasattr(task, "drill") else 0.99)

@@ -4,10 +4,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-import re
 from typing import Any
 
-import gguf as gguf_package
 import jax
 import numpy as np
 import pytest
@@ -19,10 +17,11 @@ from collab.config import default_config
 from collab.models import weights
 from collab.models.presets import transformer_config
 from collab.models.transformer import RopeScaling, Transformer, TransformerConfig
-from collab.models.weights import gguf, layout
+from collab.models.weights import gguf
 from collab.tokenizers import gguf_file
 from collab.tokenizers.bpe import GgufTokenizer
 from experiments.loader_agreement import __main__ as agreement
+from networks import TINY, random_params, write_gguf
 
 SHAPE = {
     "vocab_size": 96,
@@ -59,15 +58,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"head_dim": 8, "tie_word_embeddings": False}),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True, "rms_norm_eps": 1e-4}),
 }
-TINY = TransformerConfig(
-    vocabulary=64,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_channels=8,
-    feed_forward=64,
-)
 TOKENS = np.random.default_rng(5).integers(0, 64, (2, 40))
 
 
@@ -97,17 +87,6 @@ def random_model(name: str) -> Any:
         noise = torch.randn(tensor.shape, generator=generator)
         tensor.data = 1 + 0.2 * noise if tensor.ndim == 1 else 0.2 * noise
     return model
-
-
-def random_params(config: TransformerConfig, seed: int = 0) -> Any:
-    random = np.random.default_rng(seed)
-    shapes = {leaf.name: leaf.published_shape for leaf in layout.leaves(config).values()}
-
-    def tensor(name: str) -> np.ndarray:
-        shape = shapes[re.sub(r"layers\.\d+\.", "layers.{}.", name)]
-        return (0.2 * random.standard_normal(shape)).astype(np.float32)
-
-    return layout.build_tree(config, tensor)
 
 
 def assert_same_tree(first: Any, second: Any) -> None:
@@ -205,39 +184,6 @@ def test_export_refuses_what_no_family_has(tmp_path: pathlib.Path) -> None:
     wrong = dataclasses.replace(TINY, feed_forward=32)
     with pytest.raises(ValueError, match=r"parameter layers/gate/kernel has shape"):
         weights.export(tmp_path, random_params(TINY), wrong)
-
-
-def write_gguf(
-    path: pathlib.Path, config: TransformerConfig, params: Any, *, arch: str, kind: str = "F32"
-) -> None:
-    """A GGUF as llama.cpp's converter writes it: Llama's query and key rows reordered."""
-    names = dict(gguf.OUTER_NAMES)
-    writer = gguf_package.GGUFWriter(str(path), arch)
-    writer.add_block_count(config.layers)
-    writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(config.feed_forward)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_channels)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_epsilon)
-    for name, array in layout.published_tensors(config, params):
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            heads = config.heads if ".q_proj." in name else config.kv_heads
-            pairs = array.reshape(heads, 2, config.head_channels // 2, -1)
-            array = pairs.swapaxes(1, 2).reshape(array.shape)
-        if name not in names:
-            _, _, layer, rest = name.split(".", 3)
-            part, _, suffix = rest.rpartition(".")
-            names[name] = f"blk.{layer}.{gguf.LAYER_PARTS[part]}.{suffix}"
-        quantised = array.ndim == 2 and kind != "F32"
-        number = gguf_package.GGMLQuantizationType[kind if quantised else "F32"]
-        packed = gguf_package.quants.quantize(np.ascontiguousarray(array), number)
-        writer.add_tensor(names[name], packed, raw_dtype=number)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize(
