@@ -199,12 +199,11 @@ def test_the_trace_holds_the_probabilities_of_every_action(tiny_config: Any, str
         assert not np.exp(logp_KA[~trace.legal_KA]).any()
 
 
-def test_trainer_equals_sampler_where_control_tokens_decide(
-    tiny_config: Any, mesh_config: dict[str, int]
-) -> None:
+@pytest.mark.parametrize("shape", ["1x1x1", "2x2x2"])
+def test_trainer_equals_sampler_where_control_tokens_decide(tiny_config: Any, shape: str) -> None:
     """Without a head of its own the same holds, and the language model still writes no control."""
     tiny_config.model.head = "tokens"
-    engine, params = make_engine(on_mesh(tiny_config, mesh_config), EchoClient())
+    engine, params = make_engine(on_mesh(tiny_config, MESHES[shape]), EchoClient())
     assert params.keys() == {"lm"}
     episodes = engine.run(params, make_jobs(48), temperature=1.0)
     token_gap, head_gap = gaps(engine, params, episodes)
