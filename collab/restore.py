@@ -83,7 +83,10 @@ def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
 
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
 FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
-FIXED_BY_CHECKPOINT = ("model.preset", "model.helper_features", "model.head", "rl.credit")
+FIXED_BY_CHECKPOINT = (
+    *("model.preset", "model.helper_features", "model.head", "model.head_width"),
+    "rl.credit",
+)
 FIXED_BY_RUN = ("task.name", "task.path", "task.world.", "task.privatise.", "task.atlas.")
 FIXED_BY_PROGRESS = ("seed", "cold_start.steps", "cold_start.from_run")
 # What a cold start is made by; not what only its run's labels, evaluation or place depend on.
