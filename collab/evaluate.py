@@ -186,7 +186,7 @@ class Evaluator:
         self, candidates: Sequence[Candidate], problems: Sequence[Problem], label: str
     ) -> dict[Candidate, list[Episode]]:
         """Episodes of every candidate, in the order of the problems."""
-        helpers = self._helpers(problems)
+        helpers = self.helpers(problems)
         out: dict[Candidate, list[Episode]] = {}
         rows = [c for c in candidates if self.table[c.strategy].mode in ("rows", "opening")]
         with progress(len(candidates) * len(problems), f"evaluate {label}") as line:
@@ -214,7 +214,7 @@ class Evaluator:
                     out[candidate] = self._llm_alone(problems, helpers, candidate, line.update)
         return out
 
-    def _helpers(self, problems: Sequence[Problem]) -> list[tuple[str, ...]]:
+    def helpers(self, problems: Sequence[Problem]) -> list[tuple[str, ...]]:
         """The helpers of each question, the same for every strategy."""
         rng = np.random.default_rng((self.config.seed, len(problems)))
         return self.a.pool.draw(len(problems), rng)

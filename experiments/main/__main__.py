@@ -1,0 +1,187 @@
+"""Whether the learned policy beats every strategy, and how near it comes to the oracle.
+
+`python -m experiments.main` trains and evaluates each of RUNS on five seeds, two runs side by side
+on 2 CPU cores, skips what is there already, and writes results.json, rewards.png and
+reliability.png beside this file. NOTES.md reads the figures.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import results, statistics
+from experiments.main import boundaries
+from experiments.runner import execute
+from experiments.study import Job, Run, arguments
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = "configs/study.py"
+RUNS: dict[str, dict[str, Any]] = {
+    "world": {},
+    "world_honest": {"task.world.stale_relations": ()},  # the SLM is sure of nothing false
+}
+NO_BASELINE = ("learned", "oracle")
+GOAL_SHARE, GOAL_AUC, GOAL_ECE = 0.7, 0.9, 0.05
+
+
+def planned(seeds: list[int]) -> list[Run]:
+    """Every run of the study; the names of RUNS are those of the results."""
+    return [
+        Run(name, CONFIG, seed, overrides) for seed in seeds for name, overrides in RUNS.items()
+    ]
+
+
+def best_static(jobs: list[Job]) -> str:
+    """The baseline with the highest mean reward on test: a choice that favours it."""
+    by_seed = [results.outcomes(job) for job in jobs]
+    names = {outcome.strategy for outcome in by_seed[0]} - set(NO_BASELINE)
+    return max(sorted(names), key=lambda name: float(statistics.values_of(by_seed, name).mean()))
+
+
+def claims_of(name: str, jobs: list[Job]) -> list[dict[str, Any]]:
+    """What is claimed of one task, with its figures."""
+    seeds = [job.run.seed for job in jobs]
+    by_seed = [results.outcomes(job) for job in jobs]
+
+    def of(strategy: str, metric: str = "reward") -> np.ndarray:
+        return statistics.values_of(by_seed, strategy, metric)
+
+    static = best_static(jobs)
+    ahead = statistics.difference(of("learned"), of(static))
+    constant = statistics.difference(of("learned"), of("best_constant"))
+    share = statistics.share(of("learned"), of("best_constant"), of("oracle"))
+    em = statistics.difference(of("learned", "em"), of(static, "em"))
+    return [
+        results.claim(
+            f"{name}: learned is above the best static pipeline ({static}) in reward",
+            ahead, seeds=seeds, holds=_is_above(ahead, 0.0),
+        ),
+        results.claim(
+            f"{name}: learned is above the best constant, chosen on validation, in reward",
+            constant, seeds=seeds, holds=_is_above(constant, 0.0),
+        ),
+        results.claim(
+            f"{name}: learned closes at least {GOAL_SHARE:.0%} of the gap between the best "
+            "constant and the oracle",
+            share, seeds=seeds, holds=share.figure is not None and share.figure >= GOAL_SHARE,
+        ),
+        results.claim(
+            f"{name}: exact match of learned is no lower than that of {static}",
+            em, seeds=seeds, holds=em.figure is not None and em.figure >= 0.0,
+        ),
+    ]  # fmt: skip
+
+
+def _is_above(estimate: statistics.Estimate, bound: float) -> bool:
+    return estimate.ci is not None and estimate.ci[0] > bound
+
+
+def of_boundaries(name: str, jobs: list[Job]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Claims about P(ask) on facts of no training question, and what stands behind them."""
+    seeds = [job.run.seed for job in jobs]
+    found = [boundaries.measured(job) for job in jobs]
+    drafts = [[row for row in one["knowledge"] if row["is_held_out"]] for one in found]
+    figures = []
+    for rows in drafts:
+        p_N = np.array([row["p_ask"] for row in rows])
+        is_false_N = np.array([row["is_false"] for row in rows])
+        figures.append(
+            (boundaries.auc(p_N, is_false_N), boundaries.calibration_error(p_N, is_false_N))
+        )
+    area, error = (np.array(column, float) for column in zip(*figures, strict=True))
+    claims = [
+        results.claim(
+            f"{name}: P(ask) tells false drafts of held-out facts from true ones, AUC",
+            _over_seeds(area), seeds=seeds, holds=bool(area.mean() >= GOAL_AUC),
+        ),
+        results.claim(
+            f"{name}: P(ask) is calibrated on held-out facts, expected calibration error",
+            _over_seeds(error), seeds=seeds, holds=bool(error.mean() <= GOAL_ECE),
+        ),
+    ]  # fmt: skip
+    verdicts = {key: sum(one["verdicts"][key] for one in found) for key in found[0]["verdicts"]}
+    pooled = [row for rows in drafts for row in rows]
+    curve = boundaries.reliability(
+        np.array([row["p_ask"] for row in pooled]), np.array([row["is_false"] for row in pooled])
+    )
+    return claims, {"verdicts": verdicts, "reliability": curve, "drafts": len(pooled)}
+
+
+def _over_seeds(values_S: np.ndarray) -> statistics.Estimate:
+    """The mean over seeds, with the least and the most as its interval: few seeds bear no more."""
+    return statistics.Estimate(
+        float(values_S.mean()), (float(values_S.min()), float(values_S.max()))
+    )
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def rewards_figure(groups: dict[str, list[Job]]) -> Figure:
+    """Mean reward of each strategy with its interval, a panel a task."""
+    figure = Figure(figsize=(5.5 * len(groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (name, jobs) in zip(panels, groups.items(), strict=True):
+        by_seed = [results.outcomes(job) for job in jobs]
+        strategies = sorted({outcome.strategy for outcome in by_seed[0]})
+        means = {
+            strategy: statistics.mean(statistics.values_of(by_seed, strategy))
+            for strategy in strategies
+        }
+        ordered = sorted(strategies, key=lambda strategy: means[strategy].figure or 0.0)
+        for place, strategy in enumerate(ordered):
+            at, ci = means[strategy].figure, means[strategy].ci
+            assert at is not None and ci is not None
+            color = "C3" if strategy == "learned" else "C0" if strategy != "oracle" else "C7"
+            axes.errorbar(at, place, xerr=[[at - ci[0]], [ci[1] - at]], fmt="o", color=color)
+        axes.set_yticks(range(len(ordered)), ordered)
+        axes.set_xlabel(f"reward a question (mean, 95 % interval, {len(jobs)} seeds)")
+        axes.set_title(name)
+        axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def reliability_figure(found: dict[str, dict[str, Any]]) -> Figure:
+    """P(ask) against the share of drafts that are false, over held-out facts."""
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+    for name, one in found.items():
+        p, share, count = zip(*one["reliability"], strict=True)
+        axes.plot(p, share, alpha=0.6, lw=1)
+        axes.scatter(p, share, s=[10 + 120 * n / one["drafts"] for n in count], label=name)
+    axes.set_xlabel("P(ask) at a draft of a fact that no training question touches")
+    axes.set_ylabel("share of these drafts that is false")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def main() -> int:
+    """Run what is missing, write results and figures, print the claims."""
+    flags = arguments(__doc__ or "", seeds=5)
+    result = execute("main", planned(flags.seeds), root=flags.root, jobs=flags.jobs)
+    groups = results.by_name(result)
+    claims, found = [], {}
+    for name, jobs in groups.items():
+        claims += claims_of(name, jobs)
+        more, found[name] = of_boundaries(name, jobs)
+        claims += more
+    if groups:
+        results.write_results(HERE / "results.json", result, claims, boundaries=found)
+        rewards_figure(groups).savefig(HERE / "rewards.png", dpi=100)
+        reliability_figure(found).savefig(HERE / "reliability.png", dpi=100)
+    for row in claims:
+        print(
+            f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']} {row['ci']}"
+        )
+    return result.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
