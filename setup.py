@@ -54,6 +54,7 @@ EXTRAS = {
         *VIEW,
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",  # two workers
         "hypothesis",
         "torch==2.13.0",  # logits agree with this one; on Linux it brings about 2 GB of CUDA
         "transformers",  # independent implementation for logit parity

@@ -1,4 +1,4 @@
-"""What the studies of experiments/ share: a world of three hops, helpers that chain one to three."""
+"""What the studies share: a world of three hops, helpers that chain one, two or three."""
 
 import ml_collections
 
