@@ -131,7 +131,7 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     head = params["action_head"]
     params["action_head"] = {
         "kernel": jax.random.normal(jax.random.key(3), head["kernel"].shape),
-        "bias": head["bias"].at[FIRST_REQUEST_ID:].set(-7.0),
+        "bias": head["bias"].at[FIRST_REQUEST_ID:].set(-0.5),
     }
     return Evaluator(assembly, params)
 

@@ -66,10 +66,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluator, Evalua
     """Random weights with a lively head, and another set as those of the cold start."""
     assembly, watch = assemble(small_config(), str(tmp_path_factory.mktemp("evaluate"))), Watch()
     params = assembly.initial_params()
-    keys = iter(jax.random.split(jax.random.key(2), 8))
+    keys = iter(jax.random.split(jax.random.key(4), 8))
     for head in ("action_head", "feature_head"):
         params[head] = jax.tree.map(
-            lambda leaf: 0.3 * jax.random.normal(next(keys), leaf.shape), params[head]
+            lambda leaf: jax.random.normal(next(keys), leaf.shape), params[head]
         )
     evaluator = Evaluator(assembly, params, jax.tree.map(lambda leaf: 0.5 * leaf, params))
     problems, run = assembly.task.problems, assembly.engine.run

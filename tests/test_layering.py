@@ -21,6 +21,7 @@ LAYERS = (
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {
         *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),
+        "rl.branching",
         *("privacy.judge", "privacy.panel"),  # they ask an LLM; the rest of privacy knows none
     },
     {

@@ -136,7 +136,7 @@ def test_evaluate_by_newest_step_and_by_another_run(
     run.prepare(config, str(elsewhere))
     run.evaluate(config, str(elsewhere), str(copy))
     assert sorted(path.name for path in copy.iterdir()) == before
-    left = {"evaluation.json", "outcomes.npz", "plots"}
+    left = {"episodes", "evaluation.json", "outcomes.npz", "plots"}
     assert {path.name for path in elsewhere.iterdir()} == left
     written = json.loads((elsewhere / "evaluation.json").read_text())
     assert written["config"]["requests"]["ask_fact"] == OTHER_WORDS
