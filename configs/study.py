@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.world.update({"max_world_hops": 3, "known_share": 0.5})
     config.rollout.temperature = 0.7
     config.cold_start.update({"steps": 500, "label_problems": 768, "label_samples": 2})
-    config.rl.update({"iterations": 40, "learning_rate": 1e-4, "final_learning_rate": 1e-5})
+    config.rl.update({"iterations": 24, "learning_rate": 1e-4, "final_learning_rate": 1e-5})
     config.rl.update({"head_rate": 20.0, "feature_rate": 100.0})  # the SLM's skills hardly move
     config.log.update({"tensorboard": False, "test_episodes": 32, "train_episodes": 4})
     return config
