@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from collab.report import Outcome
 from collab.rewards import Terms, score
 from collab.rollout.engine import outgoing
 from collab.rollout.episodes import Job, empty_trace
-from collab.strategies import LearnedRates, Setting
+from collab.strategies import LearnedRates, Setting, ThresholdStrategy
 from collab.strategies.confidence import SURPRISE
 from collab.types import (
     ANSWER,
@@ -192,27 +192,73 @@ class Evaluator:
         with progress(len(candidates) * len(problems), f"evaluate {label}") as line:
             for weights in self.weights:
                 group = [c for c in rows if c.weights == weights]
-                jobs = [
-                    Job(
-                        problem=problem,
-                        identity=(self.config.seed, zlib.crc32(problem.uid.encode()), 0),
-                        strategy=candidate.strategy,
-                        setting=candidate.setting,
-                        helpers=drawn,
-                        episode=f"{label}-{index}-{problem.uid}",
-                    )
-                    for index, candidate in enumerate(group)
-                    for problem, drawn in zip(problems, helpers, strict=True)
-                ]
-                made = self.a.engine.run(
-                    self.weights[weights], jobs, temperature=self.temperature, on_done=line.update
-                )
-                for index, candidate in enumerate(group):
-                    out[candidate] = made[index * len(problems) : (index + 1) * len(problems)]
+                out |= self._rolled_out(group, problems, helpers, label, line.update)
             for candidate in candidates:
                 if self.table[candidate.strategy].mode == "llm":
                     out[candidate] = self._llm_alone(problems, helpers, candidate, line.update)
         return out
+
+    def _rolled_out(
+        self,
+        group: Sequence[Candidate],
+        problems: Sequence[Problem],
+        helpers: Sequence[tuple[str, ...]],
+        label: str,
+        on_done: Callable[[int], None],
+    ) -> dict[Candidate, list[Episode]]:
+        """Episodes of candidates that share their weights; what many thresholds lead to, once."""
+        found: dict[tuple[Candidate, int], Episode] = {}
+        waiting = {(candidate, p): None for candidate in group for p in range(len(problems))}
+        while waiting:
+            now = self._unlike(waiting)
+            jobs = [
+                Job(
+                    problem=problems[p],
+                    identity=(self.config.seed, zlib.crc32(problems[p].uid.encode()), 0),
+                    strategy=candidate.strategy,
+                    setting=candidate.setting,
+                    helpers=helpers[p],
+                    episode=f"{label}-{group.index(candidate)}-{problems[p].uid}",
+                )
+                for candidate, p in now
+            ]
+            made = self.a.engine.run(
+                self.weights[group[0].weights], jobs, temperature=self.temperature, on_done=on_done
+            )
+            for (candidate, p), episode in zip(now, made, strict=True):
+                alike = [
+                    one for one in self._alike(candidate, episode, group) if (one, p) in waiting
+                ]
+                for one in alike:
+                    del waiting[one, p]
+                    found[one, p] = episode
+                on_done(len(alike) - 1)
+        return {c: [found[c, p] for p in range(len(problems))] for c in group}
+
+    def _unlike(self, waiting: Iterable[tuple[Candidate, int]]) -> list[tuple[Candidate, int]]:
+        """Of those that differ in a threshold alone the one in the middle; all others."""
+        places: dict[Any, list[tuple[Candidate, int]]] = {}
+        for candidate, p in waiting:
+            has_reach = isinstance(self.table[candidate.strategy], ThresholdStrategy)
+            one = _family(candidate) if has_reach else candidate
+            places.setdefault((one, p), []).append((candidate, p))
+        return [place[len(place) // 2] for place in places.values()]
+
+    def _alike(
+        self, candidate: Candidate, episode: Episode, group: Sequence[Candidate]
+    ) -> list[Candidate]:
+        """The candidates that lead to the episode of this one, itself first."""
+        rule = self.table[candidate.strategy]
+        if not isinstance(rule, ThresholdStrategy):
+            return [candidate]
+        low, high = rule.reach(candidate.setting.threshold, episode.trace.features_KF)
+        return [candidate] + [
+            one
+            for one in group
+            if one != candidate
+            and _family(one) == _family(candidate)
+            and low <= np.float32(one.setting.threshold) < high
+        ]
 
     def helpers(self, problems: Sequence[Problem]) -> list[tuple[str, ...]]:
         """The helpers of each question, the same for every strategy."""
@@ -259,6 +305,11 @@ class Evaluator:
                 Episode(problem, 0, status, segments, answer, trace, drawn[0], "llm_alone")
             )
         return episodes
+
+
+def _family(candidate: Candidate) -> tuple[str, str, int]:
+    """What those have in common that differ in a threshold alone."""
+    return candidate.strategy, candidate.weights, candidate.setting.kind
 
 
 NEEDED_BY_CASCADE = ("slm_cot", "llm_alone")

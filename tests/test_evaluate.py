@@ -33,7 +33,7 @@ from collab.privacy.panel import Panel
 from collab.report import METRICS, Outcome
 from collab.rewards import score
 from collab.rollout.episodes import Job
-from collab.strategies import STRATEGIES
+from collab.strategies import STRATEGIES, Setting
 from collab.types import Episode, FeedbackKind, Status, Step
 from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
@@ -151,6 +151,36 @@ def test_candidates_are_tried_on_validation_with_both_weights(
     assert len(tried["best_constant", TRAINED]) == 1 + len(evaluator.kinds)
     assert len(tried["step_cascade", TRAINED]) > 3
     assert tried["step_cascade", COLD] != tried["step_cascade", TRAINED]  # each over its own grid
+
+
+def test_thresholds_that_lead_to_one_episode_share_it(
+    watched: tuple[Evaluator, Evaluation, Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the episodes that it has when it is run alone, and most are not run."""
+    evaluator = watched[0]
+    problems, run = evaluator.a.task.problems("validation"), evaluator.a.engine.run
+    made: list[Job] = []
+
+    def spied(weights: Any, jobs: Sequence[Job], **kwargs: Any) -> list[Episode]:
+        made.extend(jobs)
+        return run(weights, jobs, **kwargs)
+
+    monkeypatch.setattr(evaluator.a.engine, "run", spied)
+    candidates = [
+        Candidate("step_cascade", Setting(kind, threshold))
+        for kind in evaluator.kinds
+        for threshold in (-1.0, *np.linspace(0.0, 8.0, 9))
+    ]
+    together = evaluator._episodes(candidates, problems, "together")
+    assert len(made) < 0.7 * len(candidates) * len(problems)
+    tokens = set()
+    for candidate in candidates:
+        alone = evaluator._episodes([candidate], problems, "alone")[candidate]
+        for one, other in zip(together[candidate], alone, strict=True):
+            np.testing.assert_array_equal(one.trace.tokens_S, other.trace.tokens_S)
+            assert [s.action for s in one.segments] == [s.action for s in other.segments]
+            tokens.add((one.problem.uid, one.trace.tokens_S.tobytes()))
+    assert len(tokens) > 2 * len(problems)  # thresholds do make a difference here
 
 
 def test_the_best_candidate_on_validation_is_chosen(

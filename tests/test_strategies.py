@@ -262,3 +262,14 @@ def test_step_cascade_tunes_from_always_to_never_in_steps_of_equally_many_drafts
 def test_step_cascade_without_any_draft_has_something_to_try() -> None:
     rates = dataclasses.replace(RATES, surprises=())
     assert strategies.load("step_cascade").settings(KINDS, rates)
+
+
+def test_step_cascade_reaches_to_the_next_surprise_on_either_side() -> None:
+    rule = strategies.load("step_cascade")
+    features_KF = np.zeros((4, F), np.float32)
+    features_KF[:, 0] = (0.0, 0.5, 2.0, 1.0)
+    assert rule.reach(0.7, features_KF) == (0.5, 1.0)
+    assert rule.reach(0.5, features_KF) == (0.5, 1.0)  # not above it, so not asked
+    assert rule.reach(2.0, features_KF) == (2.0, np.inf)
+    assert rule.reach(-1.0, features_KF) == (-np.inf, 0.0)
+    assert rule.reach(0.1, features_KF[:0]) == (-np.inf, np.inf)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from collab.types import FIRST_REQUEST_ID
 
@@ -87,6 +88,18 @@ class Strategy(Protocol):
 
     def settings(self, kinds: Sequence[int], learned: LearnedRates) -> Sequence[Setting]:
         """Candidates to tune over, at least one. kinds: action indices of the requests."""
+        ...
+
+
+@runtime_checkable
+class ThresholdStrategy(Strategy, Protocol):
+    """One that only compares figures of a boundary with its threshold: many lead to one episode."""
+
+    def reach(self, threshold: float, features_KF: np.ndarray) -> tuple[float, float]:
+        """The thresholds, low <= t < high, that lead to the episode that this one has led to.
+
+        features_KF: the head's features at its decisions.
+        """
         ...
 
 

@@ -31,3 +31,10 @@ class StepCascade:
         quantiles = np.quantile(learned.surprises or (0.0,), np.linspace(0.0, 1.0, STEPS))
         grid = [-1.0, *np.unique(quantiles)]  # nats; -1 asks always, the last never
         return [Setting(kind, float(threshold)) for kind in kinds for threshold in grid]
+
+    def reach(self, threshold: float, features_KF: np.ndarray) -> tuple[float, float]:
+        at = np.float32(threshold)  # as the decode loop compares it
+        surprise_K = features_KF[:, SURPRISE]
+        low = surprise_K[surprise_K <= at].max(initial=-np.inf)
+        high = surprise_K[surprise_K > at].min(initial=np.inf)
+        return float(low), float(high)
