@@ -22,6 +22,7 @@ from collab.llm.openai import OpenAIBackend
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.models import weights
+from collab.models.policy import HEAD
 from collab.rollout.episodes import Job
 from collab.types import FeedbackKind, HelpRequest, Problem
 from fake_llm import passed
@@ -54,7 +55,7 @@ def test_the_policy_has_the_heads_that_the_config_uses(
     tiny_config: ml_collections.ConfigDict, tmp_path: Path, assembled: Assembly
 ) -> None:
     """And where control tokens decide, they are those that the rollout writes."""
-    assert assembled.param_shapes().keys() == {"lm", "head_layer", "action_head", "feature_head"}
+    assert assembled.param_shapes().keys() == {"lm", *HEAD}
     tiny_config.model.head, tiny_config.rl.credit = "tokens", "value"
     other = assemble(tiny_config, str(tmp_path))
     assert other.param_shapes().keys() == {"lm", "value_head"}
@@ -226,7 +227,7 @@ def test_weights_fill_the_trunk_and_leave_the_heads(
     assert asked == [("hf:folder", assembled.policy.config)]
     assert {float(leaf.min()) for leaf in jax.tree.leaves(params["lm"])} == {0.25}
     assert isinstance(params["lm"]["embed"]["embedding"], jax.Array)
-    for name in ("head_layer", "action_head", "feature_head"):
+    for name in HEAD:
         jax.tree.map(np.testing.assert_array_equal, params[name], random[name])
 
 

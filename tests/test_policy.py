@@ -39,6 +39,7 @@ def test_a_head_stands_only_where_it_is_used() -> None:
     plain = made()[1]
     assert set(plain) == {"lm", "action_head", "feature_head"}
     for options, heads in (
+        ({"head_width": 3}, {"action_head", "feature_head", "head_layer", "head_output"}),
         ({"has_value": True}, {"action_head", "feature_head", "value_head"}),
         ({"action_tokens": CONTROL}, set()),
         ({"action_tokens": CONTROL, "has_value": True}, {"value_head"}),
@@ -62,6 +63,30 @@ def test_the_value_starts_at_zero_and_reads_the_hidden_state_and_the_features() 
     params["value_head"] = {"kernel": kernel, "bias": jnp.array([0.5])}
     np.testing.assert_allclose(value(params, 2.0 * hidden), 2 * 120 + (16 + 17 + 18) + 0.5)
     assert not jax.grad(lambda hidden: value(params, hidden).sum())(hidden).any()
+
+
+def test_the_hidden_layer_adds_to_the_linear_head_and_does_not_move_the_trunk() -> None:
+    policy, params = made(head_width=3)
+    keys = iter(jax.random.split(jax.random.key(2), 4))
+    params |= {
+        name: jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params[name])
+        for name in ("action_head", "feature_head")
+    }
+    hidden, features = jnp.ones((2, D)), jnp.ones((2, F))
+    weight_A = jnp.arange(1.0, A + 1)
+
+    def logits(params: Any, hidden: jax.Array) -> jax.Array:
+        return policy.apply({"params": params}, hidden, features, method=Policy.action_logits)
+
+    def pull(params: Any) -> jax.Array:
+        return jax.grad(lambda hidden: (logits(params, hidden) * weight_A).sum())(hidden)
+
+    linear = hidden @ params["action_head"]["kernel"] + params["action_head"]["bias"]
+    linear += features @ params["feature_head"]["kernel"]
+    np.testing.assert_allclose(logits(params, hidden), linear, rtol=1e-5)  # its output starts at 0
+    curved = params | {"head_output": {"kernel": jnp.ones((3, A))}}
+    assert np.abs(logits(curved, hidden) - linear).min() > 1e-3
+    np.testing.assert_array_equal(pull(curved), pull(params))
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

@@ -1,10 +1,11 @@
 """The policy: the language model, the discrete help-action head, its feature weights, a critic.
 
 The head reads the last hidden state of the context and a few features of the segment just written
-(`collab.rollout.state.FEATURES`), through one hidden layer: how sure a draft is counts for little
-where the SLM's memory is stale, so their sum alone would not do. The features also have direct
-weights, because these learn at a rate of their own: with one rate the features, which start at
-zero, are found too late and the policy becomes a learned constant.
+(`collab.rollout.state.FEATURES`): linearly, and both through one hidden layer, since how sure a
+draft is counts for little where the SLM's memory is stale, so their sum alone would not do. What
+the hidden layer learns does not move the trunk: the imitation would make it less able. The features
+have direct weights, because these learn at a rate of their own: with one rate the features, which
+start at zero, are found too late and the policy becomes a learned constant.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collab.types import Params
 
 
 class Policy(nn.Module):
-    """Parameters: `lm` (the transformer), `head_layer`, `action_head`, `feature_head`.
+    """Parameters: `lm` (the transformer) and those of `HEAD`.
 
-    The last two start at zero. head_width: of the head's hidden layer; 0: it is linear, and there
-    is no `head_layer`. has_value: there is a `value_head`, too (starts at zero).
+    All heads start at zero, but for `head_layer`. head_width: its width; 0: it is not there, nor
+    its output. has_value: there is a `value_head`, too.
     action_tokens: where not empty, an action's logit is that of this token in the vocabulary, and
     there are no other heads. An ablation.
     """
@@ -37,6 +38,9 @@ class Policy(nn.Module):
         if not self.action_tokens:
             if self.head_width:
                 self.head_layer = nn.Dense(self.head_width)
+                self.head_output = nn.Dense(
+                    self.actions, use_bias=False, kernel_init=nn.initializers.zeros
+                )
             self.action_head = nn.Dense(self.actions, kernel_init=nn.initializers.zeros)
             self.feature_head = nn.Dense(
                 self.actions, use_bias=False, kernel_init=nn.initializers.zeros
@@ -60,9 +64,11 @@ class Policy(nn.Module):
             return self.token_logits(hidden)[..., jnp.array(self.action_tokens)]
         with jax.named_scope("help_head"):
             seen = hidden.astype(jnp.float32)
+            logits = self.action_head(seen) + self.feature_head(features)
             if self.head_width:
-                seen = nn.gelu(self.head_layer(jnp.concatenate([seen, features], axis=-1)))
-            return self.action_head(seen) + self.feature_head(features)
+                read = jax.lax.stop_gradient(jnp.concatenate([seen, features], axis=-1))
+                logits += self.head_output(nn.gelu(self.head_layer(read)))
+            return logits
 
     def value(self, hidden: jax.Array, features: jax.Array) -> jax.Array:
         """[..., D], [..., F] -> f32 [...]: the reward expected from this decision on.
@@ -83,7 +89,8 @@ class Policy(nn.Module):
         return self.action_logits(hidden[:, -1], features_BF)
 
 
-HEAD = ("head_layer", "action_head", "feature_head")  # parameters that decide, where they exist
+# Parameters that decide, where they exist.
+HEAD = ("action_head", "feature_head", "head_layer", "head_output")
 
 
 def init_params(policy: Policy, key: jax.Array, features: int) -> Params:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from collab.metrics import masked_mean
-from collab.models.policy import Policy
+from collab.models.policy import HEAD, Policy
 from collab.models.sampling import token_logp
 from collab.rl import Objective, value
 from collab.rl.batch import Batch
@@ -42,8 +42,7 @@ def make_optimizer(
     schedule: optax.Schedule, *, clip_norm: float, head_rate: float, feature_rate: float
 ) -> optax.GradientTransformation:
     """Adam with a clipped norm; heads and feature weights learn faster than the trunk."""
-    factors = dict.fromkeys(("head_layer", "action_head", "value_head"), head_rate)
-    factors["feature_head"] = feature_rate
+    factors = dict.fromkeys((*HEAD, "value_head"), head_rate) | {"feature_head": feature_rate}
 
     def quicken(updates: Params, params: Params | None) -> Params:
         return {
