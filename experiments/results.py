@@ -10,6 +10,7 @@ from typing import Any
 
 from collab.outcomes import FILE, read_outcomes
 from collab.report import METRICS, Outcome, git_commit, write_whole
+from experiments.kept import keep
 from experiments.runner import Result
 from experiments.statistics import Estimate
 from experiments.study import Job
@@ -77,11 +78,15 @@ def write_results(
     claims: Sequence[dict[str, Any]],
     **more: Any,
 ) -> None:
-    """Write a study's results.json in one step. more: what it holds besides rows.
+    """Write a study's results.json in one step, and keep its runs with what was measured of them.
 
-    commit: of the runs, all of them where they differ; device likewise.
+    more: what the file holds besides rows. commit: of the runs, all of them where they differ;
+    device likewise.
     Raises: ValueError for a number that is not finite.
     """
+    if result.kept:
+        for job in result.jobs:
+            keep(job, result.kept)
     plain = rows(result)
     head = {
         "commit": _joined(plain, "commit") or git_commit(),

@@ -1,7 +1,7 @@
 """Makes the runs of a study, a few side by side: the same command finishes what was cut.
 
-A run whose evaluation is there is not made again, and one that was cut goes on. Studies that share
-a root may run at the same time: each run is locked by whoever makes it.
+A run whose evaluation is there, or kept in the repository, is not made again, and one that was cut
+goes on. Studies that share a root may run at the same time: each run is locked by whoever makes it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import IO
 
 from collab import cold_start
 from collab.progress import progress
+from experiments.kept import KEPT, bring_back, keep, path_of, take_away
 from experiments.study import Job, Run, is_done, plan, work_done
 
 POLL_S = 1.0
@@ -29,12 +30,16 @@ POLL_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a study. jobs: the finished ones, in its order. failed: reasons by label."""
+    """What came of a study. jobs: the finished ones, in its order. failed: reasons by label.
+
+    kept: where their archives stand, if anywhere.
+    """
 
     study: str
     jobs: tuple[Job, ...]
     failed: Mapping[str, str]
     is_stopped: bool
+    kept: pathlib.Path | None = None
 
     @property
     def status(self) -> int:
@@ -64,8 +69,11 @@ def execute(
     jobs: int = 2,
     command: Callable[[Job], list[str]] = train_command,
     poll_s: float = POLL_S,
+    kept: pathlib.Path = KEPT,
 ) -> Result:
     """Make all runs that are not there, `jobs` at a time; a failure does not stop the others.
+
+    kept: where archives of finished runs stand, and are put (`experiments.kept`).
 
     On stderr stand one progress line with the time left, and at the end what failed and why.
     The CPU cores are split among those that run, where the system can bind a process to cores
@@ -79,7 +87,8 @@ def execute(
     planned = plan(study, runs, root)
     for job in planned:
         _link(job, root / study)
-    queue = _Queue(planned, jobs, command)
+    _bring_back(study, planned, kept)
+    queue = _Queue(planned, jobs, command, kept)
     with (
         _noted_signals() as signals,
         contextlib.closing(queue),
@@ -98,7 +107,7 @@ def execute(
     if signals:
         tally = f"{len(done)} of {len(planned)} runs are done"
         print(f"{study}: stopped, {tally}; the same command goes on", file=sys.stderr)
-    return Result(study, done, queue.failed, bool(signals))
+    return Result(study, done, queue.failed, bool(signals), kept)
 
 
 def _link(job: Job, folder: pathlib.Path) -> None:
@@ -108,6 +117,26 @@ def _link(job: Job, folder: pathlib.Path) -> None:
     path = folder / job.run.label
     path.unlink(missing_ok=True)
     path.symlink_to(os.path.relpath(job.folder, folder.resolve()), target_is_directory=True)
+
+
+def _bring_back(study: str, planned: Sequence[Job], kept: pathlib.Path) -> None:
+    """Unpack what is kept, but not where a run that is to be made begins with what was not kept."""
+    begun_with = {
+        job.source.folder
+        for job in planned
+        if job.source
+        and not (job.folder / "evaluation.json").is_file()
+        and not path_of(job, kept).is_file()
+        and not cold_start.is_kept(job.source.folder)
+    }
+    count = 0
+    for job in planned:
+        if job.folder in begun_with:
+            take_away(job, kept)
+        else:
+            count += bring_back(job, kept)
+    if count:
+        print(f"{study}: {count} of {len(planned)} runs are those in {kept}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -140,9 +169,13 @@ class _Queue:
     """Runs that wait, are under way, done or failed. total: work that was left at the start."""
 
     def __init__(
-        self, planned: Sequence[Job], slots: int, command: Callable[[Job], list[str]]
+        self,
+        planned: Sequence[Job],
+        slots: int,
+        command: Callable[[Job], list[str]],
+        kept: pathlib.Path,
     ) -> None:
-        self.slots, self.command = slots, command
+        self.slots, self.command, self.kept = slots, command, kept
         self.waiting: list[Job] = []
         self.children: list[_Child] = []
         self.done: set[str] = set()
@@ -246,7 +279,11 @@ class _Queue:
         self.children.remove(child)
         child.lock.close()
         self.ended_work += self._left(child.job)
-        if self._is_settled(child.job) or self.signals:
+        if self._is_settled(child.job):
+            if child.job.run.label in self.done:
+                keep(child.job, self.kept)
+            return
+        if self.signals:
             return
         log = child.job.folder / "log.txt"
         self.failed[child.job.run.label] = (

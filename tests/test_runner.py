@@ -63,7 +63,8 @@ def child(job: Job) -> list[str]:
 
 
 def run_all(root: Path, runs: Sequence[Run], jobs: int = 2) -> Result:
-    return execute("study", runs, root=root, jobs=jobs, command=child, poll_s=0.01)
+    kept = root / "kept"
+    return execute("study", runs, root=root, jobs=jobs, command=child, poll_s=0.01, kept=kept)
 
 
 def named(*names: str) -> list[Run]:
@@ -133,7 +134,12 @@ def test_runs_go_side_by_side_on_cores_of_their_own(
 def test_what_is_done_is_not_run_again_and_people_find_it_by_name(tmp_path: Path) -> None:
     first = run_all(tmp_path, named("a", "b"))
     again = execute(
-        "other", [*named("a"), Run("new", BASE, 1)], root=tmp_path, command=child, poll_s=0.01
+        "other",
+        [*named("a"), Run("new", BASE, 1)],
+        root=tmp_path,
+        command=child,
+        poll_s=0.01,
+        kept=tmp_path / "kept",
     )
     assert sorted(notes(tmp_path)) == ["a", "b", "new"]
     assert again.jobs[0].folder == first.jobs[0].folder
@@ -213,6 +219,7 @@ def test_a_second_signal_kills(tmp_path: Path, soon: Any) -> None:
         root=tmp_path,
         command=lambda job: [sys.executable, "-S", "-c", script, str(job.folder)],
         poll_s=0.01,
+        kept=tmp_path / "kept",
     )
     assert result.status == 130
     assert time.monotonic() - started < 30
@@ -262,3 +269,27 @@ def test_a_run_whose_cold_start_will_not_come_fails(tmp_path: Path) -> None:
         assert result.failed["next-seed0"] == f"{source}-seed0 left no cold start to begin with"
         assert result.status == 1
         assert notes(tmp_path / source) == [source]
+
+
+# --- what is kept ------------------------------------------------------------------------------
+
+
+def test_a_kept_run_is_not_made_again_in_another_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands there as it was, and a run that needs its cold start makes it again."""
+    elsewhere = tmp_path / "elsewhere"
+    plain, *others = named("imitates", "other")
+    next_one = Run("next", BASE, 0, {"rl.iterations": 9}, cold_start="imitates")
+    first = run_all(tmp_path, [plain, *others])
+    elsewhere.mkdir()
+    os.rename(tmp_path / "kept", elsewhere / "kept")
+    capsys.readouterr()
+    again = run_all(elsewhere, [plain, *others])
+    assert (labels(again), notes(elsewhere)) == (labels(first), [])
+    assert f"2 of 2 runs are those in {elsewhere / 'kept'}" in capsys.readouterr().err
+    evaluations = [(job.folder / "evaluation.json").read_text() for job in again.jobs]
+    assert evaluations == [(job.folder / "evaluation.json").read_text() for job in first.jobs]
+    with_next = run_all(elsewhere, [plain, next_one])
+    assert labels(with_next) == ["imitates-seed0", "next-seed0"]
+    assert sorted(notes(elsewhere)) == ["imitates", "next"]
