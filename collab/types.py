@@ -26,6 +26,19 @@ def action_names(requests: Sequence[str]) -> tuple[str, ...]:
     return (THINK, ANSWER, REPLY, *requests)
 
 
+# What the head is told about the draft it decides on. Zero at the start and after a reply. Features
+# of the helper (`collab.llm.pool`) follow them where the config asks for such.
+FEATURES = (
+    "max_nll",  # nats, the least likely token; each of the first four is cut at 4
+    "mean_nll",
+    "max_entropy",
+    "mean_entropy",
+    "repeats",  # share of tokens equal to the previous draft's at the same place
+    "asks_used",  # share of the limit
+    "segments_used",  # share of the limit
+)
+
+
 class Status(enum.IntEnum):
     """How an episode stands or ended."""
 

@@ -1,4 +1,4 @@
-"""Device records of a rollout: the rows in flight, their limits, the head's features.
+"""Device records of a rollout: the rows in flight, their limits.
 
 B rows, T capacity, K decisions, A actions, F features, E of them about the helper, H known solution
 steps. A row's context is
@@ -18,23 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from collab.models.transformer import Cache, TransformerConfig, empty_cache
-from collab.types import ANSWER_ID, FIRST_REQUEST_ID, REPLY_ID, THINK_ID
+from collab.types import ANSWER_ID, FEATURES, FIRST_REQUEST_ID, REPLY_ID, THINK_ID
 
 # Phases of a row.
 FREE, DECIDE, WRITE, WAIT, DONE = 0, 1, 2, 3, 4
 
-# What the head is told about the draft it decides on. Zero at the start and after a reply. Features
-# of the helper (`collab.llm.pool`) follow them where the config asks for such.
-FEATURES = (
-    "max_nll",  # nats, the least likely token; each of the first four is cut at 4
-    "mean_nll",
-    "max_entropy",
-    "mean_entropy",
-    "repeats",  # share of tokens equal to the previous draft's at the same place
-    "asks_used",  # share of the limit
-    "segments_used",  # share of the limit
-)
-FEATURE_CEILING = 4.0
+FEATURE_CEILING = 4.0  # of the first four of FEATURES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ STRATEGIES = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Boundary:
-    """What may be known when a row decides. B rows, A actions, F features (rollout.state)."""
+    """What may be known when a row decides. B rows, A actions, F features (types.FEATURES)."""
 
     head_logits_BA: jax.Array
     legal_BA: jax.Array

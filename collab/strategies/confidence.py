@@ -9,7 +9,7 @@ import numpy as np
 
 from collab.strategies import Boundary, LearnedRates, Setting, ask_where
 
-SURPRISE = 0  # index of max_nll in rollout.state.FEATURES
+SURPRISE = 0  # index of max_nll in types.FEATURES
 STEPS = 20  # of the grid, each with as many drafts of the validation split
 
 
