@@ -30,7 +30,15 @@ from collab.privacy.gate import Gate
 from collab.privacy.panel import Panel
 from collab.rl.traces import Synthesiser
 from collab.rollout.engine import Engine
-from collab.types import Feedback, HelpRequest, Params, Task, TeachableTask, action_names
+from collab.types import (
+    FEATURES,
+    Feedback,
+    HelpRequest,
+    Params,
+    Task,
+    TeachableTask,
+    action_names,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +173,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
         head_width=config.model.head_width,
         has_value=config.rl.credit == "value",
         action_tokens=control if config.model.head == "tokens" else (),
+        unseen=tuple(i for i, name in enumerate(FEATURES) if name not in config.model.features),
     )
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)

@@ -14,6 +14,8 @@ from typing import Any
 
 import ml_collections
 
+from collab.types import FEATURES
+
 
 def default_config() -> ml_collections.ConfigDict:
     """Every key with its default. Comments give units; a name with _s is seconds, _usd dollars."""
@@ -73,6 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
                 # the control tokens' logits in the language model's vocabulary
                 "head": "head",
                 "head_width": 32,  # of the head's hidden layer; 0 = a linear head
+                "features": FEATURES,  # what the head is told of a draft; () = nothing
                 # what the head is told of the helper whose turn is next: "price", "strength"
                 # (measured by the probe), "id:NAME"; () = nothing, which carries over best
                 "helper_features": (),

@@ -84,15 +84,16 @@ def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
 FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
 FIXED_BY_CHECKPOINT = (
-    *("model.preset", "model.helper_features", "model.head", "model.head_width"),
+    *("model.preset", "model.features", "model.helper_features", "model.head", "model.head_width"),
     "rl.credit",
 )
 FIXED_BY_RUN = ("task.name", "task.path", "task.world.", "task.privatise.", "task.atlas.")
 FIXED_BY_PROGRESS = ("seed", "cold_start.steps", "cold_start.from_run")
-# What a cold start is made by; not what only its run's labels, evaluation or place depend on.
+# What a cold start is made by; not what only its run's labels, evaluation or place depend on. In
+# traces all features are 0, so that its head learned none.
 FIXED_BY_COLD_START = (*FIXED_BY_TOKENIZER, "seed", "task.", "model.", "cold_start.")
 FREE_AFTER_COLD_START = (
-    *("task.data_dir", "task.validation", "task.test", "model.remat"),
+    *("task.data_dir", "task.validation", "task.test", "model.remat", "model.features"),
     *("cold_start.from_run", "cold_start.judge", "cold_start.label_"),
 )
 

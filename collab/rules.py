@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from collab.config import check_keys, flatten
+from collab.types import FEATURES
 
 
 def validate(config: Any) -> None:
@@ -331,8 +332,15 @@ def _check_learning(config: Any) -> None:
 
 
 def _check_head(config: Any) -> None:
-    """Control tokens of the vocabulary can't be fitted alone, and read no features."""
+    """Features have names; control tokens can't be fitted alone, and read none."""
     model, cold = config.model, config.cold_start
+    for name in model.features:
+        close = difflib.get_close_matches(str(name), FEATURES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        _require(
+            name in FEATURES,
+            f"model.features: {name!r} must be one of {', '.join(FEATURES)}{hint}",
+        )
     if model.head != "tokens":
         return
     _require(
@@ -344,6 +352,11 @@ def _check_head(config: Any) -> None:
         len(model.helper_features) == 0,
         f"model.helper_features={tuple(model.helper_features)} are told to a head of its own, and "
         "model.head='tokens' has none; set model.helper_features=(), or model.head='head'",
+    )
+    _require(
+        tuple(model.features) == FEATURES,
+        f"model.features={tuple(model.features)} are told to a head of its own, and "
+        "model.head='tokens' has none; leave them at the default, or set model.head='head'",
     )
 
 

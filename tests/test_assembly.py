@@ -62,6 +62,17 @@ def test_the_policy_has_the_heads_that_the_config_uses(
     assert other.policy.action_tokens == tuple(other.engine.decoder.action_token_A)
 
 
+def test_the_policy_is_told_the_features_that_the_config_names(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path, assembled: Assembly
+) -> None:
+    """The rollout notes all of them, for rules that read them."""
+    assert assembled.policy.unseen == ()
+    tiny_config.model.features = ("mean_nll", "max_nll", "asks_used")
+    other = assemble(tiny_config, str(tmp_path))
+    assert other.policy.unseen == (2, 3, 4, 6)
+    assert other.param_shapes() == assembled.param_shapes()
+
+
 def test_data_may_stand_elsewhere(tiny_config: ml_collections.ConfigDict, tmp_path: Path) -> None:
     tiny_config.task.data_dir = str(tmp_path / "shared")
     assemble(tiny_config, str(tmp_path / "run"))

@@ -164,6 +164,16 @@ def test_shares_are_at_most_one(path: str) -> None:
             "'tokens' has none; set model.helper_features=()",
         ),
         (
+            {"model.features": ("max_nll", "mean_nl")},
+            "model.features: 'mean_nl' must be one of max_nll, mean_nll, max_entropy, mean_entropy,"
+            " repeats, asks_used, segments_used; did you mean mean_nll?",
+        ),
+        (
+            {"model.head": "tokens", "cold_start.label_steps": 0, "model.features": ("max_nll",)},
+            "model.features=('max_nll',) are told to a head of its own, and model.head='tokens' has"
+            " none; leave them at the default, or set model.head='head'",
+        ),
+        (
             {"rl.objective": "ppo"},
             "rl.credit='episode' must be 'value' with rl.objective='ppo', whose critic the value "
             "head is; set rl.credit='value'",

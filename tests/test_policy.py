@@ -89,6 +89,24 @@ def test_the_hidden_layer_adds_to_the_linear_head_and_does_not_move_the_trunk() 
     np.testing.assert_array_equal(pull(curved), pull(params))
 
 
+@pytest.mark.parametrize("head_width", [0, 8])
+def test_no_head_is_told_what_is_kept_from_it(head_width: int) -> None:
+    """What the unseen feature holds changes nothing; each of the others changes every logit."""
+    policy, params = made(head_width=head_width, has_value=True, unseen=(1,))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # the heads start at zero
+    hidden, features = jnp.ones((2, D)), jnp.ones((2, F))
+
+    def read(features: jax.Array) -> jax.Array:
+        logits = policy.apply({"params": params}, hidden, features, method=Policy.action_logits)
+        value = policy.apply({"params": params}, hidden, features, method=Policy.value)
+        return jnp.concatenate([logits, value[:, None]], axis=-1)
+
+    before = read(features)
+    np.testing.assert_array_equal(read(features.at[:, 1].set(3.0)), before)
+    for place in (0, 2):
+        assert (read(features.at[:, place].set(3.0)) != before).all()
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_action_tokens_have_the_logits_of_the_vocabulary(is_tied: bool) -> None:
     """In the actions' order, whatever the features; rows of the control tokens alone learn."""

@@ -1,11 +1,11 @@
 """The policy: the language model, the discrete help-action head, its feature weights, a critic.
 
 The head reads the last hidden state of the context and a few features of the segment just written
-(`collab.rollout.state.FEATURES`): linearly, and both through one hidden layer, since how sure a
-draft is counts for little where the SLM's memory is stale, so their sum alone would not do. What
-the hidden layer learns does not move the trunk: the imitation would make it less able. The features
-have direct weights, because these learn at a rate of their own: with one rate the features, which
-start at zero, are found too late and the policy becomes a learned constant.
+(`collab.types.FEATURES`): linearly, and both through one hidden layer, since how sure a draft is
+counts for little where the SLM's memory is stale, so their sum alone would not do. What the hidden
+layer learns does not move the trunk: the imitation would make it less able. The features have
+direct weights, because these learn at a rate of their own: with one rate the features, which start
+at zero, are found too late and the policy becomes a learned constant.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Policy(nn.Module):
     All heads start at zero, but for `head_layer`. head_width: its width; 0: it is not there, nor
     its output. has_value: there is a `value_head`, too.
     action_tokens: where not empty, an action's logit is that of this token in the vocabulary, and
-    there are no other heads. An ablation.
+    there are no other heads. unseen: places of features that no head is told. Both are ablations.
     """
 
     config: TransformerConfig
@@ -32,6 +32,7 @@ class Policy(nn.Module):
     head_width: int = 0
     has_value: bool = False
     action_tokens: tuple[int, ...] = ()
+    unseen: tuple[int, ...] = ()
 
     def setup(self) -> None:
         self.lm = Transformer(self.config)
@@ -63,10 +64,10 @@ class Policy(nn.Module):
         if self.action_tokens:
             return self.token_logits(hidden)[..., jnp.array(self.action_tokens)]
         with jax.named_scope("help_head"):
-            seen = hidden.astype(jnp.float32)
-            logits = self.action_head(seen) + self.feature_head(features)
+            seen, told = hidden.astype(jnp.float32), self._told(features)
+            logits = self.action_head(seen) + self.feature_head(told)
             if self.head_width:
-                read = jax.lax.stop_gradient(jnp.concatenate([seen, features], axis=-1))
+                read = jax.lax.stop_gradient(jnp.concatenate([seen, told], axis=-1))
                 logits += self.head_output(nn.gelu(self.head_layer(read)))
             return logits
 
@@ -76,8 +77,14 @@ class Policy(nn.Module):
         It teaches the trunk nothing: what is learned there does not depend on how credit is given.
         """
         with jax.named_scope("value_head"):
-            read = jnp.concatenate([hidden.astype(jnp.float32), features], axis=-1)
+            read = jnp.concatenate([hidden.astype(jnp.float32), self._told(features)], axis=-1)
             return self.value_head(jax.lax.stop_gradient(read))[..., 0]
+
+    def _told(self, features: jax.Array) -> jax.Array:
+        """Features without those that are kept from the heads."""
+        if not self.unseen:
+            return features
+        return features.at[..., jnp.array(self.unseen)].set(0.0)
 
     def everything(self, tokens_BS: jax.Array, features_BF: jax.Array) -> jax.Array:
         """Touch every parameter once; for `init` only."""
@@ -91,6 +98,7 @@ class Policy(nn.Module):
 
 # Parameters that decide, where they exist.
 HEAD = ("action_head", "feature_head", "head_layer", "head_output")
+CRITIC = "value_head"  # parameters that only judge
 
 
 def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
