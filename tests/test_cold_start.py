@@ -90,6 +90,26 @@ def test_a_run_from_a_cold_start_equals_the_run_that_made_it_also_when_it_was_st
     assert not (tmp_path / "run" / cold_start.FOLDER).exists()
 
 
+def test_a_critic_and_features_that_are_kept_from_the_head_need_no_cold_start_of_their_own(
+    source: tuple[Path, Trainer], tmp_path: Path
+) -> None:
+    """What begins with another's equals what imitated with a critic and without the features."""
+    changes = {"rl.credit": "value", "model.features": ("max_nll",)}
+    alone = short_config()
+    alone.update_from_flattened_dict(changes)
+    given = short_config(cold_start__from_run=str(source[0]))
+    given.update_from_flattened_dict(changes)
+    expected, found = (
+        final(begun(config, tmp_path / name)) for config, name in ((alone, "alone"), (given, "run"))
+    )
+    assert any("value_head" in path for path in found) and found.keys() == expected.keys()
+    assert [path for path in found if not np.array_equal(found[path], expected[path])] == []
+    plain = short_config(cold_start__from_run=str(tmp_path / "alone"))  # and the other way round
+    again = final(begun(plain, tmp_path / "plain"))
+    theirs = final(source[1])
+    assert [path for path in again if not np.array_equal(again[path], theirs[path])] == []
+
+
 def test_told_to_stop_at_once_it_goes_on_from_there(
     source: tuple[Path, Trainer], tmp_path: Path
 ) -> None:
@@ -146,6 +166,7 @@ def test_what_a_run_may_change_after_a_cold_start(
 ) -> None:
     changes = {"task.data_dir": "/data", "task.test": 9, "cold_start.label_steps": 0}
     changes |= {"rl.objective": "dapo", "reward.turn": 0.3, "cold_start.judge": "answer"}
+    changes |= {"rl.credit": "value", "model.features": ()}
     config = short_config(cold_start__from_run=str(source[0]))
     config.update_from_flattened_dict(changes)
     restore.take_over(config, tmp_path)
