@@ -73,6 +73,22 @@ def ratio(a_SQ: np.ndarray, b_SQ: np.ndarray) -> Estimate:
     return _estimate(figure, of_a_R / of_b_R)
 
 
+def rate_difference(
+    a_SQ: np.ndarray, of_a_SQ: np.ndarray, b_SQ: np.ndarray, of_b_SQ: np.ndarray
+) -> Estimate:
+    """Sum of a over sum of of_a, less the same of b, paired; None where there is no of_a or of_b.
+
+    For rates of counts, such as asks by drafts of one kind less asks by drafts of another.
+    """
+    a_R, of_a_R, b_R, of_b_R = _resampled(*_same_shape(a_SQ, of_a_SQ, b_SQ, of_b_SQ))
+    if not of_a_SQ.any() or not of_b_SQ.any():
+        return Estimate(None, None)
+    figure = float(a_SQ.sum() / of_a_SQ.sum() - b_SQ.sum() / of_b_SQ.sum())
+    if (of_a_R <= 0).any() or (of_b_R <= 0).any():
+        return Estimate(figure, None)
+    return _estimate(figure, a_R / of_a_R - b_R / of_b_R)
+
+
 def share(learned_SQ: np.ndarray, constant_SQ: np.ndarray, oracle_SQ: np.ndarray) -> Estimate:
     """(learned - constant) / (oracle - constant): how much of what is to be gained is.
 
