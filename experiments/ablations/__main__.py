@@ -3,8 +3,9 @@
 `python -m experiments.ablations` trains and evaluates each of `ingredients.VARIANTS` on three
 seeds, two runs side by side on 2 CPU cores, skips what is there already, and writes results.json
 and ablations.png beside this file. NOTES.md reads the figures. What explains most is run first, and
-when it is stopped, what is done is written. 60 runs of about 2.5 core-minutes, 9 of which imitate
-for 4.5 more, besides `world`, which `experiments.main` makes: about 3 hours of one core.
+when it is stopped, what is done is written. 60 runs of 2 to 3 core-minutes, 9 of which imitate for
+5 to 7 more, besides `world`, which `experiments.main` makes: 3 to 4 hours of one core, the last of
+them for how it learns.
 """
 
 from __future__ import annotations
