@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from collab.config import default_config
 from collab.evaluate import Evaluator
 from collab.report import Outcome, bootstrap_interval
 
@@ -239,6 +240,8 @@ def applied(config: Any, folder: pathlib.Path, *, step: int) -> Applied:
     if not is_right:
         raise ValueError(f"{path}: ask_bias={ask_bias} must be finite; calibrate again")
     now, advice = helper_of(config), "calibrate again, or set evaluate.ask_bias"
+    newer = default_config().llm.scripted.to_dict()  # keys that the file may not know
+    of_helper = {**of_helper, "scripted": {**newer, **of_helper.get("scripted", {})}}
     if of_step != step:
         why = f"{path} is for checkpoint step {of_step}, not {step}, and isn't used; {advice}"
         return Applied(0.0, why)

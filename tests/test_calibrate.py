@@ -238,6 +238,19 @@ def test_what_does_not_change_the_helper_may_change(tmp_path: Path) -> None:
     assert applied(config, tmp_path, step=7).ask_bias == -0.75
 
 
+def test_a_file_that_is_older_than_a_setting_of_helpers_counts_while_it_is_at_its_default(
+    tmp_path: Path,
+) -> None:
+    config = default_config()
+    older = calibrate.helper_of(config)
+    del older["scripted"]["timeout_rate"]
+    written(tmp_path, config, helper=older)
+    assert applied(config, tmp_path, step=7).ask_bias == -0.75
+    config.llm.scripted.timeout_rate = 0.5
+    bias = applied(config, tmp_path, step=7)
+    assert bias.ask_bias == 0.0 and "another helper (llm.scripted)" in bias.source
+
+
 @pytest.mark.parametrize("given", ["1.5", "0", "-2"])
 def test_the_config_has_the_last_word(given: str, tmp_path: Path) -> None:
     config = default_config()
