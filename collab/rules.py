@@ -82,6 +82,7 @@ POSITIVE = (
 )  # fmt: skip
 SHARES = (  # and *_share
     "cold_start.ask_lean", "cold_start.overshare", "cold_start.vague", "llm.scripted.error_rate",
+    *(f"llm.scripted.{fate}_rate" for fate in ("timeout", "refuse", "injection")),
     "llm.retry_refill", "llm.weaken.drop", "llm.weaken.shorten", "llm.weaken.wrong",
     "rl.gae_lambda",
 )  # fmt: skip

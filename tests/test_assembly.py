@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,25 @@ def test_the_teacher_is_the_scripted_expert_whatever_helps(assembled: Assembly) 
     assert reply.kind in (FeedbackKind.ANSWER, FeedbackKind.HINT)
     assert reply.text == step.statement
     assert assembled.client.counters()["requests"] == 0  # it is not metered as help
+
+
+def test_the_teacher_words_replies_as_traces_are_read_and_injects_nothing(
+    tiny_config: ml_collections.ConfigDict, tmp_path: Path
+) -> None:
+    tiny_config.llm.scripted.update({"style": "prose", "injection_rate": 1.0})
+    tiny_config.llm.helpers = {
+        "it": {"style": "answers", "refuse_rate": 0.0},
+        "mute": {"refuse_rate": 1.0},
+    }
+    assembled = assemble(tiny_config, str(tmp_path))
+    problem = next(p for p in assembled.task.problems("train") if not p.steps[-1].is_local)
+    step = next(step for step in problem.steps if not step.is_local)
+    request = HelpRequest("trace", "ask_fact", step.query, helper="it")
+    teacher = assembled.teacher()
+    assert teacher(request).text == step.statement
+    mute = dataclasses.replace(request, helper="mute")
+    assert teacher(mute).kind is FeedbackKind.REFUSE  # imitation, too, learns to go on alone
+    assert assembled.client.submit(passed(request)).result().text != step.statement
 
 
 def test_parameters_have_the_shapes_and_places_that_were_said(

@@ -69,6 +69,19 @@ FINAL = [
 ]
 
 
+def test_a_scripted_timeout_takes_no_time_and_is_not_tried_again() -> None:
+    backend, clock = FakeBackend(errors.NeverReplied("x")), Clock()
+    client = Client(
+        backend, llm_config(circuit_failures=2, circuit_span_s=0.0), REQUESTS,
+        clock=clock, sleep=clock.sleep,
+    )  # fmt: skip
+    for count in range(1, 9):
+        feedback = client.submit(passed(request())).result(timeout=0)
+        assert (feedback.kind, feedback.failure) == (FeedbackKind.UNAVAILABLE, "timed_out")
+        assert backend.calls == count  # nor does it open the circuit
+    assert clock.now_s == Clock().now_s and client.counters()["retries"] == 0
+
+
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda error: error.name)
 def test_transient_failures_are_retried_up_to_the_bound(error: errors.HelpError) -> None:
     backend = FakeBackend(error, error, error, OK)

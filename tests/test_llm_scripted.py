@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -238,6 +240,13 @@ def test_impossible_talks_are_refused() -> None:
         ({"error_rate": -0.1}, r"error_rate=-0\.1 must lie"),
         ({"hops": -1}, r"hops=-1 must be 0 or more"),
         ({"latency_s": float("inf")}, r"latency_s=inf must be"),
+        ({"style": "pros"}, r"llm\.helpers\.it\.style='pros' must be .*; did you mean prose\?"),
+        ({"refuse_rate": 1.5}, r"llm\.helpers\.it\.refuse_rate=1\.5 must lie in \[0, 1\]"),
+        (
+            {"timeout_rate": 0.5, "injection_rate": 0.6},
+            r"it: timeout_rate\+refuse_rate\+injection_rate=1\.1 must be at most 1",
+        ),
+        ({"injection": "which_clinik"}, r"'which_clinik' must be .*did you mean which_clinic"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, object], message: str) -> None:
@@ -268,3 +277,90 @@ def test_filler_ends_at_the_reply_limit_but_statements_do_not() -> None:
     )
     assert short == plain
     assert len(plain) < len(longer) <= 4 * 80
+
+
+# --- styles and failures -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("statements", f"{ONE} ; {TWO}"),
+        ("answers", "Kano Bel ; Tir"),
+        ("prose", "the director of Star Fall is Kano Bel . the home of Kano Bel is Tir ."),
+        ("bullets", "- director of Star Fall: Kano Bel\n- home of Kano Bel: Tir"),
+    ],
+)
+def test_a_style_words_what_is_stated_and_nothing_else(style: str, expected: str) -> None:
+    assert ask("ask_solve", CHAIN, hops=2, style=style) == ("hint", expected)
+    assert ask("ask_solve", CLINIC, style=style) == ("clarify", "which clinic")
+    assert ask("ask_check", ONE, style=style) == ("answer", "right")
+    assert ask("ask_fact", "hello", style=style) == ("refuse", "I do not know")
+
+
+def outcomes(count: int, **changes: object) -> list[str]:
+    """Kinds of the replies to so many requests for one fact, "timed_out" among them."""
+    expert, kinds = backend(**changes), []
+    for index in range(count):
+        try:
+            kind, text = reply(
+                expert, HelpRequest("e", "ask_fact", f"mayor of Tir ; my x = {index}")
+            )
+            kinds.append(kind.value if text in (THREE, "I do not know") else "injected")
+        except errors.NeverReplied as error:
+            assert not isinstance(error, errors.Transient)  # or it would be tried again
+            kinds.append(error.name)
+    return kinds
+
+
+def test_failures_come_at_their_rates_and_the_rest_is_as_it_was() -> None:
+    rates = {"timeout_rate": 0.3, "refuse_rate": 0.2, "injection_rate": 0.1}
+    kinds = outcomes(1000, **rates, injection="ignore_alone")
+    shares = [kinds.count(kind) / 1000 for kind in ("timed_out", "refuse", "injected", "answer")]
+    assert shares == pytest.approx([0.3, 0.2, 0.1, 0.4], abs=0.06)  # four standard deviations
+    assert set(outcomes(20, timeout_rate=1.0)) == {"timed_out"}
+    assert set(outcomes(20, refuse_rate=1.0)) == {"refuse"}
+    assert set(outcomes(20)) == {"answer"}
+
+
+def test_whom_it_fails_depends_on_the_helpers_name() -> None:
+    """So that what a policy has learned of the fate of one request says nothing of another's."""
+    llm = default_config().llm
+    llm.helpers = {name: {"timeout_rate": 0.5} for name in ("it", "other")}
+    expert = make_backend("scripted", llm, knowledge=TinyKnowledge(), seed=3)
+    assert isinstance(expert, ScriptedBackend)
+    fates = []
+    for name in llm.helpers:
+        fates.append([])
+        for index in range(40):
+            try:
+                request = HelpRequest("e", "ask_fact", f"mayor of Tir ; my x = {index}")
+                fates[-1].append(reply(expert, request, name)[1])
+            except errors.NeverReplied:
+                fates[-1].append("")
+    assert 5 < sum(one != other for one, other in zip(*fates, strict=True)) < 35
+
+
+def test_an_injected_ask_back_comes_once_and_is_then_answered() -> None:
+    changes = {"injection_rate": 1.0, "injection": "which_clinic"}
+    assert ask("ask_fact", "mayor of Tir", **changes) == ("clarify", "which clinic")
+    asked = Exchange("ask_fact", "mayor of Tir", Feedback(FeedbackKind.CLARIFY, "which clinic"))
+    told = HelpRequest("e", "reply", "Halden Clinic", (asked,))
+    assert reply(backend(**changes), told) == (FeedbackKind.ANSWER, THREE)
+
+
+def test_settings_at_their_defaults_leave_the_identity_of_older_files_of_replies() -> None:
+    perfect = {
+        "hops": 3, "knowledge_share": 1.0, "error_rate": 0.0, "asks_back": True, "verbosity": 0,
+        "latency_s": 0.0, "latency_sigma": 0.0, "weight": None,
+    }  # fmt: skip
+    table = {"scripted": perfect, "it": perfect | {"hops": 1}, "perfect": perfect}
+    digest = hashlib.sha256(json.dumps([3, table], sort_keys=True).encode()).hexdigest()
+    assert backend(hops=1, weight=2.0).identity == digest
+    others = [
+        backend(hops=1, style="prose"),
+        backend(hops=1, timeout_rate=0.1),
+        backend(hops=1, refuse_rate=0.1),
+        backend(hops=1, injection_rate=0.1),
+    ]
+    assert len({digest, *(other.identity for other in others)}) == 5

@@ -59,6 +59,12 @@ class RateLimited(Transient):
 TRANSIENT = frozenset(each.name for each in Transient.__subclasses__())
 
 
+class NeverReplied(HelpError):
+    """A scripted helper let the deadline pass, in its own time: none is left to try again in."""
+
+    name = TimedOut.name
+
+
 class Malformed(HelpError):
     """A reply that breaks the protocol: not JSON, no choices, bad UTF-8, too large."""
 

@@ -53,13 +53,7 @@ class InjectingBackend:
         rng = random.Random(hashlib.sha256(json.dumps(parts).encode()).digest())
         if rng.random() >= self._rate:
             return honest
-        request_kind, request = parse_request(messages[-1].content)
-        asked = Asked(request_kind, request, *parse_feedback(honest.text))
-        text = ATTACKS[rng.choice(self._names)].write(asked)
-        billed = honest.completion_tokens is not None
-        return dataclasses.replace(
-            honest, text=text, completion_tokens=estimated_tokens(text) if billed else None
-        )
+        return rewritten(honest, messages, self._names, rng)
 
     def check(self) -> None:
         """As the inner backend does."""
@@ -68,6 +62,19 @@ class InjectingBackend:
     def close(self) -> None:
         """Let go of what the inner backend holds."""
         self._inner.close()
+
+
+def rewritten(
+    honest: Completion, messages: Sequence[Message], names: Sequence[str], rng: random.Random
+) -> Completion:
+    """A reply to the last of `messages`, rewritten by an attack drawn from `names`."""
+    request_kind, request = parse_request(messages[-1].content)
+    asked = Asked(request_kind, request, *parse_feedback(honest.text))
+    text = ATTACKS[rng.choice(names)].write(asked)
+    is_billed = honest.completion_tokens is not None
+    return dataclasses.replace(
+        honest, text=text, completion_tokens=estimated_tokens(text) if is_billed else None
+    )
 
 
 def attack_names(attack: str) -> Sequence[str]:

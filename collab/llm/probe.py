@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from collab.llm import estimated_tokens
 from collab.llm.client import Client
 from collab.llm.fingerprint import OPEN, Fingerprint, Reply
-from collab.llm.scripted import EQUALS
+from collab.llm.styles import EQUALS
 from collab.privacy.detector import Detector
 from collab.privacy.gate import Gate
 from collab.tasks.grading import as_number, exact_match, loose_accuracy

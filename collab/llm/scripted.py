@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import math
-import re
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from collab.llm import Completion, Message, errors, estimated_tokens
+from collab.llm.injection import MIX, attack_names, rewritten
 from collab.llm.prompts import parse_request, written_feedback
+from collab.llm.styles import EQUALS, JOINER, STATEMENTS, check_style, statements, worded
 from collab.types import REPLY, FeedbackKind, Knowledge, Resolution, Step
 
-JOINER, EQUALS = " ; ", " = "  # between statements "query = answer", and within one
 UNKNOWN = "I do not know"
 RIGHT = "right"
 FILLER = (  # no " = " and no " ; " in them: they state nothing
@@ -33,7 +34,9 @@ FILLER = (  # no " = " and no " ; " in them: they state nothing
 )
 DEFAULT_HELPER = "scripted"  # the defaults of `llm.scripted`; also what an empty name means
 CONTEXT_TOKENS = 32_768  # a longer talk is refused, as any server would
-_STATEMENT_END = re.compile(rf"\s;|;(?=[^;]*{EQUALS})")
+FATES = ("timeout", "refuse", "injection")  # what may become of a reply, each at its `_rate`
+# Settings of who teaches in the cold start, whose traces read this wording and trust it.
+HONEST = {"style": STATEMENTS, "injection_rate": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Strength:
     latency_s: float
     latency_sigma: float
     weight: float
+    # Newer than the files of replies that are about: left at these, they identify no one.
+    style: str = STATEMENTS
+    timeout_rate: float = 0.0
+    refuse_rate: float = 0.0
+    injection_rate: float = 0.0
+    injection: str = MIX
 
     @classmethod
     def of(cls, name: str, values: dict[str, Any]) -> Strength:
@@ -58,20 +67,41 @@ class Strength:
                 near = difflib.get_close_matches(key, fields, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name}.{key} is unknown; keys are {', '.join(fields)}{hint}")
-        for key in ("knowledge_share", "error_rate"):
+        for key in ("knowledge_share", "error_rate", *(f"{fate}_rate" for fate in FATES)):
             if not 0.0 <= values[key] <= 1.0:
                 raise ValueError(f"{name}.{key}={values[key]} must lie in [0, 1]")
+        failing = sum(values[f"{fate}_rate"] for fate in FATES)
+        if failing > 1.0:
+            raise ValueError(
+                f"{name}: timeout_rate+refuse_rate+injection_rate={failing:g} must be at most 1; "
+                "lower one"
+            )
+        check_style(f"{name}.style", values["style"])
+        attack_names(values["injection"])
         for key in ("hops", "verbosity", "latency_s", "latency_sigma", "weight"):
             if not 0.0 <= values[key] < math.inf:
                 raise ValueError(f"{name}.{key}={values[key]} must be 0 or more")
         return cls(**values)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that a reply may depend on: who may be drawn how often changes none."""
+        newer = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.default is not dataclasses.MISSING
+        }
+        kept = {key: value for key, value in vars(self).items() if newer.get(key) != value}
+        return {**kept, "weight": None}
 
 
 class ScriptedBackend:
     """Helpers that answer from a task's `Knowledge`.
 
     A helper knows a fact, and errs on it, by a hash of (seed, helper, query): always the same way.
-    An error is carried on: the rest of the chain follows from the wrong belief.
+    An error is carried on: the rest of the chain follows from the wrong belief. Whether it times
+    out, refuses or injects is by a hash of the whole talk: who asks again in the same words fares
+    the same, as a request that got no reply is not part of the talk.
     """
 
     is_local = True
@@ -84,8 +114,7 @@ class ScriptedBackend:
         self._strengths = strengths
         self._seed = seed
         self.helper_names = tuple(strengths)
-        # Who may be drawn how often changes no reply.
-        table = {name: {**vars(row), "weight": None} for name, row in strengths.items()}
+        table = {name: row.identity for name, row in strengths.items()}
         text = json.dumps([seed, table], sort_keys=True)
         self.identity = hashlib.sha256(text.encode()).hexdigest()  # the knowledge's comes on top
 
@@ -110,25 +139,36 @@ class ScriptedBackend:
     ) -> Completion:
         """The reply in JSON form. Statements are not cut to `reply_tokens`, but filler ends there.
 
-        Raises: ModelNotFound, ContextTooLong, BadRequest (no user message).
+        Raises: ModelNotFound, ContextTooLong, BadRequest (no user message), NeverReplied at once.
         """
         prompt_tokens = sum(estimated_tokens(message.content) for message in messages)
         if prompt_tokens > CONTEXT_TOKENS:
             raise errors.ContextTooLong(f"the talk exceeds {CONTEXT_TOKENS} tokens")
         latency_s = self.latency_s(messages, helper)  # also knows whether the helper exists
-        requests = _user_requests(messages)
-        kind, text = self._reply(requests, helper or DEFAULT_HELPER)
+        requests, name = _user_requests(messages), helper or DEFAULT_HELPER
+        fate = self._fate(messages, name)
+        if fate == "timeout":
+            raise errors.NeverReplied(f"helper {name!r} let the deadline pass (timeout_rate)")
+        kind, text = FeedbackKind.REFUSE, UNKNOWN
+        if fate != "refuse":
+            kind, text = self._reply(requests, name)
+        text = worded(text, self._strengths[name].style)
         room = reply_tokens - estimated_tokens(written_feedback(kind, text))
         reply = written_feedback(kind, f"{self._filler(requests, helper, room)}{text}")
-        return Completion(reply, prompt_tokens, estimated_tokens(reply), latency_s)
+        completion = Completion(reply, prompt_tokens, estimated_tokens(reply), latency_s)
+        if fate != "injection":
+            return completion
+        rng = random.Random(self._hash("attack", name, *_parts(messages)))
+        return rewritten(completion, messages, attack_names(self._strengths[name].injection), rng)
 
     def latency_s(self, messages: Sequence[Message], helper: str) -> float:
         """What this reply would take, in seconds: log-normal, a pure function of its arguments."""
         strength = self._strength(helper)
         if strength.latency_s == 0.0:
             return 0.0
-        parts = [part for message in messages for part in (message.role, message.content)]
-        rng = np.random.default_rng(self._hash("latency", helper or DEFAULT_HELPER, *parts))
+        rng = np.random.default_rng(
+            self._hash("latency", helper or DEFAULT_HELPER, *_parts(messages))
+        )
         return strength.latency_s * math.exp(strength.latency_sigma * rng.standard_normal())
 
     def check(self) -> None:
@@ -138,6 +178,16 @@ class ScriptedBackend:
         """Nothing to let go of."""
 
     # --- what it says ----------------------------------------------------------------------
+
+    def _fate(self, messages: Sequence[Message], name: str) -> str:
+        """One of FATES, each at its rate, or "" where all goes well."""
+        draw = self._share("fate", name, *_parts(messages))
+        for fate in FATES:
+            rate = getattr(self._strengths[name], f"{fate}_rate")
+            if draw < rate:
+                return fate
+            draw -= rate
+        return ""
 
     def _reply(self, requests: list[tuple[str, str]], helper: str) -> tuple[FeedbackKind, str]:
         strength = self._strengths[helper]
@@ -165,7 +215,7 @@ class ScriptedBackend:
         names them.
         """
         right, is_whole = [], True
-        for query, answer in _statements(text):
+        for query, answer in statements(text):
             resolution = self._knowledge.resolve(query)
             is_whole &= resolution is not None
             if resolution is None or resolution.missing is not None or not resolution.steps:
@@ -211,9 +261,9 @@ class ScriptedBackend:
         asked = ""
         for kind, said in requests:
             if kind != REPLY:
-                told += [f"{query}{EQUALS}{answer}" for query, answer in _statements(asked)]
+                told += [f"{query}{EQUALS}{answer}" for query, answer in statements(asked)]
                 asked = said
-            elif _statements(said):
+            elif statements(said):
                 told.append(said.strip())
             else:
                 resolution = self._resolve_with(asked, told)
@@ -258,6 +308,11 @@ class ScriptedBackend:
         return self._hash(*parts) / 2**64
 
 
+def _parts(messages: Sequence[Message]) -> list[str]:
+    """The whole talk."""
+    return [part for message in messages for part in (message.role, message.content)]
+
+
 def _user_requests(messages: Sequence[Message]) -> list[tuple[str, str]]:
     """Kind and text of every user message, in order."""
     requests = [parse_request(message.content) for message in messages if message.role == "user"]
@@ -270,12 +325,3 @@ def _pending(requests: list[tuple[str, str]]) -> tuple[str, str]:
     """The request to be answered: the last that is not a REPLY; nothing where there is none."""
     asked = [request for request in requests if request[0] != REPLY]
     return asked[-1] if asked else ("", "")
-
-
-def _statements(text: str) -> list[tuple[str, str]]:
-    """Query and answer of every part of `text` that reads "query = answer".
-
-    Parts end at " ; ", or at a ";" before another statement; "cast = A; B" is one with a list.
-    """
-    parts = (part.split(EQUALS, 1) for part in _STATEMENT_END.split(text))
-    return [(part[0].strip(), part[1].strip()) for part in parts if len(part) == 2]

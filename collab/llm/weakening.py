@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from collab.llm.scripted import EQUALS, JOINER
+from collab.llm.styles import EQUALS, JOINER
 from collab.types import Feedback, FeedbackKind, Knowledge
 
 DROPPED = "dropped"  # the failure's name
