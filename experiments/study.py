@@ -65,10 +65,17 @@ class Job:
         return imitated + ITERATION * self.config.rl.iterations + EVALUATION
 
 
-def arguments(about: str, *, seeds: int) -> argparse.Namespace:
-    """The command line that all studies share: root, jobs, seeds (a list)."""
+def arguments(
+    about: str, *, seeds: int, more: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
+    """The command line that all studies share: root, jobs, seeds (a list).
+
+    more: a parser without --help, whose flags come on top.
+    """
     parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[more] if more else [],
     )
     parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path("runs/studies"))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side; 1 on a GPU")

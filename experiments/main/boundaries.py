@@ -7,11 +7,10 @@ and compares the answers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,15 +20,15 @@ from collab import sharding
 from collab.evaluate import Evaluator
 from collab.progress import progress
 from collab.report import write_whole
-from collab.restore import Restored, restored
+from collab.restore import Restored
 from collab.rl.batch import collate
 from collab.rl.branching import boundaries, branch
 from collab.rl.update import log_probabilities
 from collab.rollout.episodes import Job
-from collab.run import prepare
 from collab.strategies import Setting
 from collab.tasks.grading import exact_match
 from collab.types import FIRST_REQUEST_ID, THINK, Episode, Step
+from experiments.exchange import restored_policy
 from experiments.study import Job as StudyJob
 
 FILE = "boundaries.json"
@@ -42,18 +41,10 @@ def measured(job: StudyJob) -> dict[str, Any]:
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    with _policy(job) as run:
+    with restored_policy(job) as run:
         found = {"knowledge": knowledge(run), "verdicts": verdicts(run)}
     write_whole(path, json.dumps(found).encode())
     return found
-
-
-@contextlib.contextmanager
-def _policy(job: StudyJob) -> Iterator[Restored]:
-    prepare(job.config, str(job.folder))
-    run = restored(job.config, str(job.folder), "")
-    with contextlib.closing(run.assembly):
-        yield run
 
 
 def _jobs(run: Restored, strategy: str, setting: Setting) -> list[Job]:
