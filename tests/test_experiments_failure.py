@@ -40,11 +40,9 @@ def made_up(**changes: tuple[float, float]) -> Any:
             learned = (0.6 - 0.3 * fails, 1.0 - fails)
             if training == study.WITHOUT and fails:
                 learned = (0.5 - 0.5 * fails, 1.0)
-            figures: Figures = {
-                "learned": changes.get(f"{training}_in_{helpers}", learned),
-                "slm_cot": (0.3, 0.0),
-                "oracle": (0.7, 1.0),
-            }
+            figures: Figures = {"learned": changes.get(f"{training}_in_{helpers}", learned)}
+            if training == study.WITHOUT:
+                figures |= {"slm_cot": (0.3, 0.0), "oracle": (0.7, 1.0)}
             measured[training][helpers] = [found(seed, figures) for seed in range(3)]
     return measured
 
