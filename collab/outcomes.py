@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import zipfile
@@ -20,6 +21,7 @@ from collab.report import Outcome, write_whole
 FILE = "outcomes.npz"
 _FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
 _TEXTS = ("strategy", "task", "helper", "split", "uid")
+_NEWER = ("tokens", "leak")  # than some files, which read as NaN there
 _COUNTS = ("drafts_known", "asked_known", "drafts_unknown", "asked_unknown")
 
 
@@ -41,10 +43,17 @@ def write_outcomes(path: str | os.PathLike[str], outcomes: Sequence[Outcome]) ->
 
 
 def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
-    """What `write_outcomes` wrote. Raises: ValueError for a file that is missing or another's."""
+    """What `write_outcomes` wrote. Raises: ValueError for a file that is missing or another's.
+
+    A figure that is newer than the file is NaN, which a mean refuses.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name].tolist() for name in _FIELDS}
+            missing = [math.nan] * len(file["strategy"])
+            columns = {
+                name: missing if name in _NEWER and name not in file else file[name].tolist()
+                for name in _FIELDS
+            }
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{pathlib.Path(path)} holds no outcomes ({type(error).__name__}); run the evaluation "

@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 
 LEARNED = "learned"  # the strategy that all others are compared with
-METRICS = ("em", "f1", "asks", "turns", "leaked_units", "usd", "reward")
+METRICS = ("em", "f1", "asks", "turns", "tokens", "leaked_units", "leak", "usd", "reward")
 
 _COLUMNS = 110  # that a terminal may be expected to have
 _CHUNK = 1 << 20  # resampled values held at a time
@@ -32,9 +32,10 @@ class Outcome:
     """What one episode came to. `uid` is the problem's; outcomes of two strategies pair by it.
 
     em, f1: in [0, 1]. asks: help requests. turns: exchanges, REPLY among them. leaked_units:
-    private units found in outgoing text. failures: times that the helper failed. The last four
-    count drafted steps whose answer the SLM's memory does or doesn't hold, and how many of them
-    were asked about; None where the task does not know.
+    private units found in outgoing text. failures: times that the helper failed. tokens: of the
+    helper, prompts and replies. leak: share of the private units that left, weighted by
+    sensitivity. The last four count drafted steps whose answer the SLM's memory does or doesn't
+    hold, and how many of them were asked about; None where the task does not know.
     """
 
     strategy: str
@@ -50,6 +51,8 @@ class Outcome:
     usd: float
     reward: float
     failures: float = 0.0
+    tokens: float = 0.0
+    leak: float = 0.0
     drafts_known: int | None = None
     asked_known: int | None = None
     drafts_unknown: int | None = None

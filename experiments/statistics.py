@@ -33,7 +33,7 @@ def values_of(
     """A metric of a strategy, f64 [S, Q], questions sorted by id; repeats of one are averaged.
 
     by_seed: the outcomes of one run each. Raises: ValueError where the strategy is not in all of
-    them, or answered other questions.
+    them, answered other questions, or has no such metric in a file that is older than it.
     """
     rows = []
     for outcomes in by_seed:
@@ -48,7 +48,13 @@ def values_of(
             f"strategy {strategy!r} must have answered the same questions with every seed, but "
             f"answered {counts}; evaluate the runs alike"
         )
-    return np.array([list(row.values()) for row in rows])
+    found_SQ = np.array([list(row.values()) for row in rows])
+    if not np.isfinite(found_SQ).all():
+        raise ValueError(
+            f"{metric!r} of strategy {strategy!r} is not in every run's outcomes; evaluate the "
+            "older ones again: --mode=evaluate"
+        )
+    return found_SQ
 
 
 def mean(values_SQ: np.ndarray) -> Estimate:

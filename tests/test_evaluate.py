@@ -34,7 +34,7 @@ from collab.report import METRICS, Outcome
 from collab.rewards import score
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES, Setting
-from collab.types import Episode, FeedbackKind, Status, Step
+from collab.types import Episode, FeedbackKind, PrivateUnit, Status, Step
 from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
@@ -100,7 +100,9 @@ def test_every_strategy_has_a_row_with_every_key(
     config = evaluator.config
     rows = report.summarise(evaluation.outcomes, resamples=config.evaluate.bootstrap, seed=0)
     assert [row["strategy"] for row in rows] == list(STRATEGIES)
-    assert METRICS == ("em", "f1", "asks", "turns", "leaked_units", "usd", "reward")
+    assert METRICS == (
+        "em", "f1", "asks", "turns", "tokens", "leaked_units", "leak", "usd", "reward",
+    )  # fmt: skip
     documented = {"strategy", "task", "helper", "split", "episodes", *METRICS}
     documented |= {f"{name}_ci" for name in METRICS} | {"ask_rate_known", "ask_rate_unknown"}
     for row in rows:
@@ -325,6 +327,20 @@ def test_asks_are_requests_and_turns_are_exchanges() -> None:
     episode = make_episode(think(), ask(), answer_back(), think(), answer())
     row = row_of(episode, "world")
     assert (row.asks, row.turns, row.helper) == (1, 2, "two_hops")
+
+
+def test_what_was_sent_and_what_it_gave_away_is_counted() -> None:
+    """Of two units that weigh 1 and 3 the first leaves."""
+    units = (PrivateUnit("Elm Clinic", "clinic"), PrivateUnit("Vera Stone", "name", 3.0))
+    read = {"prompt_tokens": 20, "completion_tokens": 5}
+    episode = make_episode(
+        ask("leader of Elm Clinic", **read),
+        ask(prompt_tokens=7),
+        answer(),
+        problem=make_problem(units=units),
+    )
+    row = row_of(episode, "world")
+    assert (row.tokens, row.leaked_units, row.leak) == (32, 1, 0.25)
 
 
 def test_ask_rates_are_absent_where_nobody_knows_what_is_known() -> None:

@@ -13,7 +13,7 @@ from collab.report import METRICS
 
 def row(strategy: str, *, em: float, asks: float, reward: float, helper: str = "h") -> dict:
     values = {"em": em, "f1": em, "asks": asks, "turns": asks, "leaked_units": asks / 2}
-    values |= {"usd": 0.0, "reward": reward}
+    values |= {"tokens": 40 * asks, "leak": asks / 10, "usd": 0.0, "reward": reward}
     intervals = {f"{name}_ci": [values[name] - 0.02, values[name] + 0.03] for name in METRICS}
     place = {"strategy": strategy, "task": "world", "split": "test", "helper": helper}
     return {**place, "episodes": 9, **values, **intervals}

@@ -120,7 +120,7 @@ def test_summarise_by_hand() -> None:
 
 
 def test_rows_have_exactly_the_documented_keys() -> None:
-    names = ("em", "f1", "asks", "turns", "leaked_units", "usd", "reward")
+    names = ("em", "f1", "asks", "turns", "tokens", "leaked_units", "leak", "usd", "reward")
     expected = {"strategy", "task", "helper", "split", "episodes", "failures", *names}
     expected |= {f"{name}_ci" for name in names} | {"ask_rate_known", "ask_rate_unknown"}
     rows = report.summarise(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,14 @@ def test_other_questions_are_refused() -> None:
         statistics.values_of(both, "learned")
     with pytest.raises(ValueError, match="'oracle' must have answered"):
         statistics.values_of(both, "oracle")
+
+
+def test_a_metric_that_is_newer_than_a_run_is_named() -> None:
+    new = outcomes(learned=[1.0, 0.0])
+    old = [dataclasses.replace(outcome, tokens=math.nan) for outcome in new]
+    assert statistics.values_of([new], "learned", "tokens").tolist() == [[0.0, 0.0]]
+    with pytest.raises(ValueError, match=r"'tokens' of strategy 'learned' .* --mode=evaluate"):
+        statistics.values_of([new, old], "learned", "tokens")
 
 
 def test_an_interval_by_hand() -> None:
