@@ -225,6 +225,7 @@ def _replay_name(backend: Backend, config: Any) -> str:
     if not isinstance(backend, Identified):
         return name
     task = {key: value for key, value in config.task.to_dict().items() if key != "data_dir"}
+    del task["world"]["graded_sensitivity"]  # what a unit weighs changes no reply
     text = json.dumps([backend.identity, task], sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -45,6 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
                     "stale_relations": ("mayor", "employer"),  # memorised wrong
                     "held_out_share": 0.2,  # of facts, in no training question
                     "leak_needed_share": 0.2,  # of questions that can't be asked without a unit
+                    "graded_sensitivity": False,  # each kind of unit weighs twice the next lower
                 },
                 "privatise": {  # another task with a private profile in its notes
                     "base": "world",  # any other row of collab.tasks.TASKS

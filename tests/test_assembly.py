@@ -310,6 +310,7 @@ def replay_name(config: ml_collections.ConfigDict, folder: Path) -> str:
         ("llm.scripted.weight", 2.0, True),
         ("llm.deadline_s", 9.0, True),
         ("task.data_dir", "elsewhere", True),
+        ("task.world.graded_sensitivity", True, True),
     ],
 )
 def test_a_scripted_helper_of_another_kind_is_another_in_replay_keys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -76,6 +77,25 @@ def test_units_are_the_users_own_and_one_other_person_with_the_stated_weights(
         assert weights == {**own, person: others[person]}
         met.add(person)
     assert met == others.keys()
+
+
+def test_graded_units_weigh_twice_the_next_lower_and_are_else_the_same(
+    problems: list[Problem],
+) -> None:
+    graded = problems_of(World(_settings(graded_sensitivity=True)))
+    weights = {unit.kind: unit.sensitivity for problem in graded for unit in problem.units}
+    ranked = sorted(weights, key=lambda kind: weights[kind])
+    assert ranked == ["friend", "name", "doctor", "birth date", "condition"]
+    assert [weights[kind] for kind in ranked] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    for problem, before in zip(graded, problems, strict=True):
+        units = zip(problem.units, before.units, strict=True)
+        same = [dataclasses.replace(unit, sensitivity=old.sensitivity) for unit, old in units]
+        assert dataclasses.replace(problem, units=tuple(same)) == before
+
+
+def test_data_that_was_prepared_before_units_could_be_graded_is_found_again() -> None:
+    assert _settings().digest == "a7dce63ef91064e2"
+    assert _settings(graded_sensitivity=True).digest != _settings().digest
 
 
 def test_a_unit_heads_the_world_part_in_the_set_share_of_questions_and_is_nowhere_else(

@@ -25,6 +25,8 @@ from collab.tasks.world.schema import (
 from collab.types import PrivateUnit, Problem, Step
 
 SENSITIVITY = {"name": 1.0, "birth date": 1.0, "condition": 2.0, "doctor": 1.0, "friend": 0.5}
+# Powers of two: so a rising leak weight stops one kind after another, not all at once.
+GRADED = {"name": 1.0, "birth date": 4.0, "condition": 8.0, "doctor": 2.0, "friend": 0.5}
 
 _HELD_OUT_QUESTIONS = 0.5  # of validation and test questions
 _ATTEMPTS = 200  # draws of a shape until a split has a composition for it
@@ -47,6 +49,7 @@ class Generator:
     def __init__(self, world: World) -> None:
         self._world = world
         self._pools = pools(world)
+        self._sensitivity = GRADED if world.settings.graded_sensitivity else SENSITIVITY
 
     def problem(self, split: str, index: int) -> Problem:
         """Raises: ValueError when the world is too small for its settings."""
@@ -60,7 +63,7 @@ class Generator:
         needed = shape.reference if shape.local is None else None  # a pivot is no unit
         units = tuple(
             PrivateUnit(values[kind], kind, weight, is_needed=kind == needed)
-            for kind, weight in SENSITIVITY.items()
+            for kind, weight in self._sensitivity.items()
             if kind in values
         )
         return Problem(

@@ -136,6 +136,7 @@ class Settings(PathSettings):
     known_share: float
     faint_share: float
     stale_relations: tuple[str, ...]
+    graded_sensitivity: bool
     train: int
     validation: int
     test: int
@@ -179,8 +180,11 @@ class Settings(PathSettings):
 
     @property
     def digest(self) -> str:
-        """A short name for exactly these settings."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """A short name for exactly these settings; what a newer key leaves as it was keeps it."""
+        settings = dataclasses.asdict(self)
+        if not self.graded_sensitivity:
+            del settings["graded_sensitivity"]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
