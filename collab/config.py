@@ -248,6 +248,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "kl_weight": 0.05,  # to the cold start, per token and per decision
                 "entropy_weight": 0.01,  # of the head
                 "standardise": True,  # divide advantages by the group's deviation
+                "target_ask_rate": 0.0,  # asks an episode; a turn's price moves until met; 0 = off
+                "dual_rate": 0.1,  # added to that price an iteration, for each ask above the target
                 "episode_tokens": 64,  # dr_grpo divides an episode's summed token losses by it
             },
             "checkpoint": {

@@ -76,7 +76,7 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 MOST_DISTRACTORS = 8
 POSITIVE = (
-    "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "rl.value_weight",
+    "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "rl.value_weight", "rl.dual_rate",
     "calibrate.tolerance",
     "privacy.judge.deadline_s", "privacy.audit_judge.deadline_s",
 )  # fmt: skip
@@ -368,8 +368,12 @@ def _check_ask_rate(config: Any) -> None:
     except ValueError:
         is_right = False
     _require(is_right, f"evaluate.ask_bias={bias!r} must be auto or a number of nats; try '-0.5'")
-    _require(
-        config.calibrate.ask_rate <= most,
-        f"calibrate.ask_rate={config.calibrate.ask_rate} must be at most rollout.max_asks={most}; "
-        f"try calibrate.ask_rate={most / 2:g}",
-    )
+    rates = {
+        "calibrate.ask_rate": config.calibrate.ask_rate,
+        "rl.target_ask_rate": config.rl.target_ask_rate,
+    }
+    for path, rate in rates.items():
+        _require(
+            rate <= most,
+            f"{path}={rate} must be at most rollout.max_asks={most}; try {path}={most / 2:g}",
+        )

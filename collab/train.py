@@ -27,8 +27,8 @@ from collab.finite import check_finite
 from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
 from collab.progress import headline, progress
-from collab.rewards import score
-from collab.rl import branching, load_objective
+from collab.rewards import Terms, score
+from collab.rl import branching, dual, load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
 from collab.rl.steps import Steps
@@ -62,6 +62,7 @@ class Trainer:
         self.step = 0
         self.was_stopped = False
         self.constant_reward: float | None = None  # of the best constant rule after the cold start
+        self.multiplier = 0.0  # on the price of a turn, with rl.target_ask_rate
         self.warned: set[str] = set()
         self.synthesiser = functools.cache(assembly.synthesiser)  # made when imitation begins
         self.weakening = Weakening.from_config(self.config.llm.weaken, assembly.task.knowledge)
@@ -114,6 +115,8 @@ class Trainer:
             self.state, self.reference = restored.state["learner"], restored.state["reference"]
             self.step = restored.host["step"]
             self.constant_reward = restored.host.get("constant_reward")
+            if self.config.rl.target_ask_rate:
+                self.multiplier = restored.host.get("multiplier", 0.0)  # not in an older run
             if "spend" in restored.host:  # not in a run that is older than the record
                 self.a.client.restore_spend(restored.host["spend"])
             self.a.panel.restore_spend(restored.host.get("judge_spend", {}))
@@ -154,6 +157,7 @@ class Trainer:
         host = {
             "step": self.step,
             "constant_reward": self.constant_reward,
+            "multiplier": self.multiplier,
             "spend": self.a.client.spend_state(),
             "judge_spend": self.a.panel.spend_state(),
         }
@@ -206,11 +210,13 @@ class Trainer:
         episodes, judged = self._roll_out(jobs, iteration)
         counters = dict(engine.counters)
         terms = [score(episode, config.reward) for episode in episodes]
+        weights = dual.priced(config.reward, self.multiplier)
+        priced = [score(episode, weights) for episode in episodes] if self.multiplier else terms
         batch = self._collate([episode.trace for episode in episodes], rows=len(jobs))
         metrics = assign(
             batch,
             episodes,
-            terms,
+            priced,
             samples=config.rl.samples,
             objective=self.objective,
             leak_weight=config.reward.leak,
@@ -222,9 +228,9 @@ class Trainer:
                     batch,
                     jobs,
                     episodes,
-                    [term.reward for term in terms],
+                    [term.reward for term in priced],
                     roll_out=lambda turns: self._roll_out(turns, iteration)[0],
-                    weights=config.reward,
+                    weights=weights,
                     standardise=config.rl.standardise,
                     rng=self._rng(BRANCHES, iteration),
                 )
@@ -234,6 +240,7 @@ class Trainer:
             self.state, learned = self.steps.policy_gradient(self.state, self.reference, on_device)
         metrics.update(figures(episodes, terms, engine.names))
         metrics.update(judged)
+        metrics.update(self._ascended(episodes, terms))
         metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         if self.constant_reward is not None:
             metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward
@@ -260,6 +267,22 @@ class Trainer:
         if iteration % config.log.every == 0:
             self._write("policy_gradient", {"iteration": iteration, **metrics})
         return metrics
+
+    def _ascended(self, episodes: Sequence[Episode], terms: Sequence[Terms]) -> dict[str, float]:
+        """Move the multiplier by the batch; returns what it was, with a target ask rate alone."""
+        rl, turn_price = self.config.rl, self.config.reward.turn
+        if not rl.target_ask_rate:
+            return {}
+        before = self.multiplier
+        self.multiplier = dual.next_multiplier(
+            before,
+            episodes,
+            terms,
+            target=rl.target_ask_rate,
+            rate=rl.dual_rate,
+            turn_price=turn_price,
+        )
+        return {"multiplier": before, "turn_price": turn_price + before}
 
     def _roll_out(
         self, jobs: Sequence[Job], iteration: int

@@ -216,6 +216,10 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"calibrate.ask_rate": 7.0},
             "calibrate.ask_rate=7.0 must be at most rollout.max_asks=6; try calibrate.ask_rate=3",
         ),
+        (
+            {"rl.target_ask_rate": 7.0},
+            "rl.target_ask_rate=7.0 must be at most rollout.max_asks=6; try rl.target_ask_rate=3",
+        ),
         ({"llm.prices": ()}, "llm.prices=() must hold rows (model or helper, prompt, cached"),
         *(
             ({"llm.prices": wrong}, "'' among them; try llm.prices=\"(('', 0.25, 0.25, 2.0),)\"")
