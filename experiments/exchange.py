@@ -24,9 +24,9 @@ from collab.llm.client import Client
 from collab.llm.pool import Pool
 from collab.outcomes import read_outcomes, write_outcomes
 from collab.report import Outcome, write_whole
-from collab.restore import Restored, restored
-from collab.run import prepare
+from collab.restore import Restored
 from experiments.study import Job
+from experiments.trained import policy_of
 
 About = dict[str, Any]  # plain numbers and words beside the outcomes
 
@@ -72,21 +72,12 @@ def exchanged(study: str, job: Job, exchanges: Mapping[str, Exchange]) -> dict[s
     paths = {title: job.folder / study / each.file(title) for title, each in exchanges.items()}
     missing = [title for title, path in paths.items() if not path.is_file()]
     if missing:
-        with restored_policy(job) as run:
+        with policy_of(job) as run:
             for count, title in enumerate(missing, 1):
                 print(f"{study}: {job.run.label} with {title}, {count} of {len(missing)}",
                       file=sys.stderr)  # fmt: skip
                 _make(run, exchanges[title], paths[title])
     return {title: Found(read_outcomes(path), _about(path)) for title, path in paths.items()}
-
-
-@contextlib.contextmanager
-def restored_policy(job: Job) -> Iterator[Restored]:
-    """A finished job's policy with all that runs it."""
-    prepare(job.config, str(job.folder))
-    run = restored(job.config, str(job.folder), "")
-    with contextlib.closing(run.assembly):
-        yield run
 
 
 @contextlib.contextmanager

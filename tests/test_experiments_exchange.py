@@ -68,7 +68,7 @@ def job(assembly: Assembly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         asked.restores += 1
         yield Restored(assembly, params, params, 1, {})
 
-    monkeypatch.setattr(exchange, "restored_policy", restored)
+    monkeypatch.setattr(exchange, "policy_of", restored)
     return job
 
 

@@ -28,8 +28,8 @@ from collab.rollout.episodes import Job
 from collab.strategies import Setting
 from collab.tasks.grading import exact_match
 from collab.types import FIRST_REQUEST_ID, THINK, Episode, Step
-from experiments.exchange import restored_policy
 from experiments.study import Job as StudyJob
+from experiments.trained import policy_of
 
 FILE = "boundaries.json"
 BINS = 10
@@ -41,7 +41,7 @@ def measured(job: StudyJob) -> dict[str, Any]:
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    with restored_policy(job) as run:
+    with policy_of(job) as run:
         found = {"knowledge": knowledge(run), "verdicts": verdicts(run)}
     write_whole(path, json.dumps(found).encode())
     return found
