@@ -31,6 +31,10 @@ def default_config() -> ml_collections.ConfigDict:
                 "validation": 192,
                 "test": 384,
                 "path": "",  # a published data file, for tasks that read one (gsm, multihop)
+                "gsm": {  # of generated questions, those are kept; 0 = any
+                    "max_steps": 0,  # in the worked solution, all of it plain arithmetic
+                    "max_number": 0,  # that it comes upon; no fractions either
+                },
                 "world": {
                     "seed": 0,
                     "people": 48,
@@ -215,6 +219,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "solve_share": 0.6,  # of asks that hand over the rest of the chain
                 "overshare": 0.15,  # of requests that carry private notes along
                 "vague": 0.1,  # of requests that say "my clinic" and so are asked back
+                "spoil_share": 0.0,  # of drafts, made false, not imitated, and asked about
                 "judge": "steps",  # what is judged for the labels: steps, or answer
                 "label_problems": 128,  # rolled out to measure the SLM's own solve rate
                 "label_samples": 4,

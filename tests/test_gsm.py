@@ -10,8 +10,8 @@ import reasoning_gym
 from ml_collections import ConfigDict
 
 from collab.config import default_config
-from collab.tasks import grading
-from collab.tasks.gsm import GsmKnowledge, GsmTask, read_solution
+from collab.tasks import arithmetic, grading, matching
+from collab.tasks.gsm import GsmKnowledge, GsmTask, is_kept, read_solution
 from collab.types import Problem, Step
 
 
@@ -47,6 +47,26 @@ def test_same_seed_same_questions_and_a_size_changes_no_other_split(task: GsmTas
     assert list(again.problems("train")) == list(task.problems("train"))[:30]
     other = GsmTask(config_of(seed=1, train=5, test=5), "")
     assert not {p.question for p in every(other)} & {p.question for p in every(task)}
+
+
+def test_limits_keep_the_shorter_questions_with_smaller_numbers(task: GsmTask) -> None:
+    config = config_of(train=20, test=5)
+    config.task.gsm.update({"max_steps": 2, "max_number": 60})
+    limited = every(GsmTask(config, ""))
+    assert len(limited) == 35
+    for problem in limited:
+        assert len(problem.steps) <= 2
+        assert all(arithmetic.is_expression(step.query) for step in problem.steps)
+        text = " ; ".join([problem.question, *(step.statement for step in problem.steps)])
+        assert all(n <= 60 and n == int(n) for n in matching.numbers(text))
+    assert not all(is_kept(p, max_steps=2, max_number=60) for p in every(task))
+    assert all(is_kept(p, max_steps=0, max_number=0) for p in every(task))
+
+
+def test_text_is_no_plain_arithmetic() -> None:
+    solved = Problem("p", "How far ?", ("6",), steps=(Step("so x", "3"), Step("3 * 2", "6")))
+    assert is_kept(solved, max_steps=0, max_number=6)
+    assert not is_kept(solved, max_steps=2, max_number=6)
 
 
 class FakeSource:

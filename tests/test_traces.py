@@ -13,7 +13,16 @@ from collab.config import default_config
 from collab.rl.traces import Synthesiser, TraceDoesNotFitError, TraceWriter, _shortened, _some_notes
 from collab.tasks.world import language
 from collab.train import longest_at
-from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Problem, Step, Trace
+from collab.types import (
+    ANSWER_ID,
+    FIRST_REQUEST_ID,
+    THINK_ID,
+    Feedback,
+    FeedbackKind,
+    Problem,
+    Step,
+    Trace,
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +113,37 @@ def test_asking_at_every_step_gives_the_true_answer(assembly: Assembly) -> None:
     for problem in assembly.task.problems("train")[:16]:
         said = texts(assembly, maker.episode(problem, np.random.default_rng(0)))
         assert said[-1] == problem.answers[0]
+
+
+def test_a_spoiled_draft_is_asked_about_and_not_imitated(assembly: Assembly) -> None:
+    maker = synthesiser(
+        assembly, spoil_share=1.0, ask_share=0.0, ask_lean=0.0, solve_share=0.0, overshare=0.0
+    )
+    problem = next(p for p in assembly.task.problems("train") if not p.steps[-1].is_local)
+    trace = maker.episode(problem, np.random.default_rng(0))
+    said, drafted = texts(assembly, trace), {}
+    local = {step.statement for step in problem.steps if step.is_local}
+    for k, action in enumerate(trace.action_K):
+        is_written = bool(trace.sampled_S[trace.decided_at_K[k] + 2])
+        if action != THINK_ID or said[k] in local:
+            assert is_written
+        else:
+            assert not is_written
+            assert trace.action_K[k + 1] >= FIRST_REQUEST_ID
+            drafted[said[k]] = True
+    assert drafted and not set(drafted) & {step.statement for step in problem.steps}
+    assert said[-1] == problem.answers[0]
+
+
+def test_a_spoiled_draft_that_nothing_came_back_on_is_drafted_again(assembly: Assembly) -> None:
+    maker = dataclasses.replace(
+        synthesiser(assembly, spoil_share=1.0, vague=0.0, overshare=0.0),
+        teacher=lambda request: Feedback(FeedbackKind.REFUSE, "I do not know"),
+    )
+    problem = assembly.task.problems("train")[0]
+    said = texts(assembly, maker.episode(problem, np.random.default_rng(0)))
+    assert {step.statement for step in problem.steps} <= set(said)
+    assert said[-1] == problem.answers[0]
 
 
 def test_a_reading_tells_what_the_notes_hold(assembly: Assembly) -> None:

@@ -5,7 +5,8 @@ with what it drafted, somewhat more often asking where the memory is wrong. So a
 on both branches - drafting, requesting, reading replies, answering back - and of the judgement only
 as much as makes the trunk keep at a boundary what the draft was about; the rest comes from the
 labels (`imitation`) and the policy gradient. Some requests carry private notes along, for the
-gradient to unlearn.
+gradient to unlearn. Where the task does not know what the SLM remembers, every draft is true, and
+nothing teaches to go by the reply rather than by the draft, unless some are spoiled.
 """
 
 from __future__ import annotations
@@ -62,8 +63,12 @@ class TraceWriter:
     def prompt(self, problem: Problem) -> None:
         self._extend(self.tokenizer.prompt(problem.question, problem.notes), written=False)
 
-    def segment(self, action: int, text: str, *, is_choice: bool = True) -> None:
-        """Append a decision and its text. is_choice=False: the decision is not to be imitated.
+    def segment(
+        self, action: int, text: str, *, is_choice: bool = True, is_imitated: bool = True
+    ) -> None:
+        """Append a decision and its text.
+
+        is_choice=False: the decision is not to be imitated. is_imitated=False: the text is not.
 
         Raises: TraceDoesNotFitError if the action is not legal here or the text is too long.
         """
@@ -82,7 +87,7 @@ class TraceWriter:
         self.actions.append(action)
         self.legal.append(legal_A if is_choice else np.arange(len(legal_A)) == action)
         self._extend([self.tokenizer.control[self.names[action]]], written=False)
-        self._extend(ids, written=True)
+        self._extend(ids, written=is_imitated)
         self.asks += action >= REPLY_ID
         self.is_drafted, self.is_asked_back = action == THINK_ID, False
 
@@ -211,18 +216,29 @@ class Synthesiser:
         belief, index, reference = "", 0, ""
         while (step := self.task.next_step(problem, index, belief)) is not None:
             remembered = step.answer if step.is_local else self.task.recall(step, rng)
+            is_spoiled = not step.is_local and self._is_spoiled(rng)
+            if is_spoiled:
+                remembered = self.task.knowledge.wrong_answer(step, rng)
             draft = dataclasses.replace(step, answer=remembered)
-            writer.segment(THINK_ID, draft.statement)
+            writer.segment(THINK_ID, draft.statement, is_imitated=not is_spoiled)
             lean = self.settings["ask_lean"] * (1 if remembered != step.answer else -1)
-            if not step.is_local and rng.random() < self.settings["ask_share"] + lean:
+            is_asking = not step.is_local and rng.random() < self.settings["ask_share"] + lean
+            if is_spoiled or is_asking:
                 told = self._ask(writer, problem, draft, index, belief, reference, rng)
                 if told:
                     index, belief, reference = index + len(told), told[-1], ""
                     continue
+                if is_spoiled:  # a hint, or nothing: what was false does not stay
+                    remembered = step.answer
+                    writer.segment(THINK_ID, step.statement)
             reference = step.query if step.is_local and index == 0 else ""
             index, belief = index + 1, remembered
         writer.segment(ANSWER_ID, belief)
         return writer.trace()
+
+    def _is_spoiled(self, rng: np.random.Generator) -> bool:
+        share = self.settings["spoil_share"]
+        return share > 0 and rng.random() < share  # at 0 no draw: traces stay as they were
 
     def _ask(
         self,

@@ -3,7 +3,8 @@
 With `task.path` empty, questions come from reasoning-gym's `gsm_symbolic` (85 templates filled with
 numbers and names). Each split draws from seeds of its own and keeps a third of the questions, told
 by their hash, so no question stands in two splits and a split's size changes no other split. All
-splits share templates: what is held out is the question, not the kind of question.
+splits share templates: what is held out is the question, not the kind of question. For an SLM that
+learns to calculate first, `task.gsm` keeps the shorter ones with smaller whole numbers.
 
 With `task.path` set, a folder with train.jsonl and test.jsonl (a tenth of the former, by hash, is
 validation) or one file (15 % test, 10 % validation, by hash). A repeated question counts once, and
@@ -20,7 +21,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -81,8 +82,22 @@ def _problem(question: str, solution: str, value: Fraction) -> Problem:
 # --- generated ---------------------------------------------------------------------------------
 
 
-def _generate(seed: int, split: int, count: int) -> list[Problem]:
-    """`count` different questions of one split; a longer list starts with the shorter one."""
+def is_kept(problem: Problem, *, max_steps: int, max_number: int) -> bool:
+    """Whether a question is within `config.task.gsm`; a limit of 0 is none."""
+    queries = [step.query for step in problem.steps]
+    if max_steps and not (
+        len(queries) <= max_steps and all(map(arithmetic.is_expression, queries))
+    ):
+        return False
+    stated = matching.numbers(" ; ".join([problem.question, *(s.statement for s in problem.steps)]))
+    return not max_number or all(n <= max_number and n.is_integer() for n in stated)
+
+
+def _generate(seed: int, split: int, count: int, limits: Mapping[str, int]) -> list[Problem]:
+    """`count` different questions of one split; a longer list starts with the shorter one.
+
+    limits: `config.task.gsm`.
+    """
     import reasoning_gym  # takes seconds to import, and the extra is optional
 
     first_seed = (seed * len(SPLITS) + split) * _SEEDS_PER_SPLIT
@@ -96,13 +111,15 @@ def _generate(seed: int, split: int, count: int) -> list[Problem]:
             question = item["question"].removesuffix(_SUFFIX).strip()
             if _hash(question) % len(SPLITS) == split and question not in found:
                 solution = item["metadata"]["answer_cot"]
-                found[question] = _problem(question, solution, Fraction(item["answer"]))
+                problem = _problem(question, solution, Fraction(item["answer"]))
+                if is_kept(problem, **limits):
+                    found[question] = problem
             if len(found) == count:
                 break
         if len(found) == before:
             raise ValueError(
                 f"task.{SPLITS[split]}={count} is more than gsm_symbolic can make ({before}); "
-                "ask for fewer questions"
+                "ask for fewer questions, or raise the limits of task.gsm"
             )
     return list(found.values())
 
@@ -252,7 +269,7 @@ class GsmTask(DecomposedTask):
             problems = {split: loaded[split][: task[split]] for split in SPLITS}
         else:
             problems = {
-                split: _generate(config.seed, index, task[split])
+                split: _generate(config.seed, index, task[split], task.gsm)
                 for index, split in enumerate(SPLITS)
             }
         known = [problem for split in SPLITS for problem in problems[split]]
