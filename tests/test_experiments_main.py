@@ -98,7 +98,43 @@ def test_only_drafts_of_a_world_step_count() -> None:
     assert drafted == [None, None, problem.steps[1], None]
 
 
+def drafts(*rows: tuple[float, bool, bool]) -> list[dict[str, Any]]:
+    """p_ask, is_false, is_held_out of each."""
+    return [dict(zip(("p_ask", "is_false", "is_held_out"), row, strict=True)) for row in rows]
+
+
+def of_boundaries(
+    monkeypatch: pytest.MonkeyPatch, *by_seed: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    found = [{"knowledge": rows, "verdicts": tally([])} for rows in by_seed]
+    monkeypatch.setattr(boundaries, "measured", lambda job: found[job.run.seed])
+    jobs: Any = [SimpleNamespace(run=SimpleNamespace(seed=seed)) for seed in range(len(found))]
+    return study.of_boundaries("gsm", jobs)
+
+
+def test_knowledge_is_claimed_of_held_out_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = (0.9, False, False)  # would spoil both figures
+    told = drafts((1.0, True, True), (0.0, False, True), seen)
+    (area, error), more = of_boundaries(monkeypatch, told, told)
+    assert (area["figure"], error["figure"]) == (1.0, 0.0)
+    assert area["holds"] and error["holds"]
+    assert more["drafts"] == 4
+
+
+def test_a_seed_that_shows_nothing_leaves_a_claim_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = drafts((1.0, True, True), (0.0, False, True))
+    (area, error), _ = of_boundaries(monkeypatch, told, drafts((1.0, True, True)))
+    assert (area["figure"], area["ci"], area["holds"]) == (None, None, False)
+    assert error["figure"] == 0.0
+    (area, error), more = of_boundaries(monkeypatch, drafts((1.0, True, False)))
+    assert area["figure"] is error["figure"] is None and not error["holds"]
+    assert more["reliability"] == []
+    assert study.reliability_figure({"gsm": more}).axes[0].get_lines()  # the diagonal alone
+
+
 def test_the_study_can_be_planned(tmp_path: Path) -> None:
     jobs = plan("main", study.planned([0, 1]), tmp_path)
-    assert [job.run.name for job in jobs] == ["world", "world_honest"] * 2
+    assert [job.run.name for job in jobs] == ["world", "world_honest", "privatise", "gsm"] * 2
     assert jobs[1].config.task.world.stale_relations == ()
+    assert [job.config.task.name for job in jobs[:4]] == ["world", "world", "privatise", "gsm"]
+    assert jobs[3].config.task.gsm.max_steps > 0

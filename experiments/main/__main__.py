@@ -2,7 +2,7 @@
 
 `python -m experiments.main` trains and evaluates each of RUNS on five seeds, two runs side by side
 on 2 CPU cores, skips what is there already, and writes results.json, rewards.png and
-reliability.png beside this file. NOTES.md reads the figures.
+reliability.png beside this file. NOTES.md reads the figures. 20 runs of about 8 minutes of a core.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from experiments.study import Job, Run, arguments
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = "configs/study.py"
-RUNS: dict[str, dict[str, Any]] = {
-    "world": {},
-    "world_honest": {"task.world.stale_relations": ()},  # the SLM is sure of nothing false
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "world": (CONFIG, {}),
+    "world_honest": (CONFIG, {"task.world.stale_relations": ()}),  # sure of nothing false
+    # The world's questions in a profile of twelve kinds; more pieces, or its names are split.
+    "privatise": (CONFIG, {"task.name": "privatise", "tokenizer.vocabulary": 1024}),
+    "gsm": ("configs/study_gsm.py", {}),
 }
 NO_BASELINE = ("learned", "oracle")
 GOAL_SHARE, GOAL_AUC, GOAL_ECE = 0.7, 0.9, 0.05
@@ -32,7 +35,9 @@ GOAL_SHARE, GOAL_AUC, GOAL_ECE = 0.7, 0.9, 0.05
 def planned(seeds: list[int]) -> list[Run]:
     """Every run of the study; the names of RUNS are those of the results."""
     return [
-        Run(name, CONFIG, seed, overrides) for seed in seeds for name, overrides in RUNS.items()
+        Run(name, config, seed, overrides)
+        for seed in seeds
+        for name, (config, overrides) in RUNS.items()
     ]
 
 
@@ -82,41 +87,48 @@ def _is_above(estimate: statistics.Estimate, bound: float) -> bool:
 
 
 def of_boundaries(name: str, jobs: list[Job]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Claims about P(ask) on facts of no training question, and what stands behind them."""
+    """Claims about P(ask) at steps of no training question, and what stands behind them."""
     seeds = [job.run.seed for job in jobs]
     found = [boundaries.measured(job) for job in jobs]
     drafts = [[row for row in one["knowledge"] if row["is_held_out"]] for one in found]
-    figures = []
-    for rows in drafts:
-        p_N = np.array([row["p_ask"] for row in rows])
-        is_false_N = np.array([row["is_false"] for row in rows])
-        figures.append(
-            (boundaries.auc(p_N, is_false_N), boundaries.calibration_error(p_N, is_false_N))
-        )
-    area, error = (np.array(column, float) for column in zip(*figures, strict=True))
+    read = [_read(rows) for rows in drafts]
+    area = _over_seeds([boundaries.auc(*pair) for pair in read])
+    error = _over_seeds(
+        [boundaries.calibration_error(*pair) if len(pair[0]) else None for pair in read]
+    )
     claims = [
         results.claim(
-            f"{name}: P(ask) tells false drafts of held-out facts from true ones, AUC",
-            _over_seeds(area), seeds=seeds, holds=bool(area.mean() >= GOAL_AUC),
+            f"{name}: P(ask) tells false drafts of held-out steps from true ones, AUC",
+            area, seeds=seeds, holds=area.figure is not None and area.figure >= GOAL_AUC,
         ),
         results.claim(
-            f"{name}: P(ask) is calibrated on held-out facts, expected calibration error",
-            _over_seeds(error), seeds=seeds, holds=bool(error.mean() <= GOAL_ECE),
+            f"{name}: P(ask) is calibrated on held-out steps, expected calibration error",
+            error, seeds=seeds, holds=error.figure is not None and error.figure <= GOAL_ECE,
         ),
     ]  # fmt: skip
     verdicts = {key: sum(one["verdicts"][key] for one in found) for key in found[0]["verdicts"]}
     pooled = [row for rows in drafts for row in rows]
-    curve = boundaries.reliability(
-        np.array([row["p_ask"] for row in pooled]), np.array([row["is_false"] for row in pooled])
-    )
+    curve = boundaries.reliability(*_read(pooled))
     return claims, {"verdicts": verdicts, "reliability": curve, "drafts": len(pooled)}
 
 
-def _over_seeds(values_S: np.ndarray) -> statistics.Estimate:
-    """The mean over seeds, with the least and the most as its interval: few seeds bear no more."""
-    return statistics.Estimate(
-        float(values_S.mean()), (float(values_S.min()), float(values_S.max()))
+def _read(drafts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """P(ask) f64 [N] and whether the draft is false, bool [N]."""
+    return (
+        np.array([row["p_ask"] for row in drafts], float),
+        np.array([row["is_false"] for row in drafts], bool),
     )
+
+
+def _over_seeds(by_seed: list[float | None]) -> statistics.Estimate:
+    """The mean over seeds, with the least and the most as its interval: few seeds bear no more.
+
+    None, the figure of a seed without drafts of both kinds, makes the whole None.
+    """
+    values = [value for value in by_seed if value is not None]
+    if len(values) < len(by_seed):
+        return statistics.Estimate(None, None)
+    return statistics.Estimate(float(np.mean(values)), (min(values), max(values)))
 
 
 # --- figures -----------------------------------------------------------------------------------
@@ -147,15 +159,17 @@ def rewards_figure(groups: dict[str, list[Job]]) -> Figure:
 
 
 def reliability_figure(found: dict[str, dict[str, Any]]) -> Figure:
-    """P(ask) against the share of drafts that are false, over held-out facts."""
+    """P(ask) against the share of drafts that are false, over held-out steps."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+    axes.plot([0, 1], [0, 1], color="0.7", lw=1, label="calibrated")
     for name, one in found.items():
+        if not one["drafts"]:
+            continue
         p, share, count = zip(*one["reliability"], strict=True)
         axes.plot(p, share, alpha=0.6, lw=1)
         axes.scatter(p, share, s=[10 + 120 * n / one["drafts"] for n in count], label=name)
-    axes.set_xlabel("P(ask) at a draft of a fact that no training question touches")
+    axes.set_xlabel("P(ask) at a draft of a step that no training question has")
     axes.set_ylabel("share of these drafts that is false")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,8 +1,9 @@
 """What the head knows and what its requests are worth, boundary by boundary, for a trained run.
 
 `knowledge` reads P(ask) at each drafted step of the test questions, beside whether the draft is
-false; `verdicts` takes the other turn at each such boundary of the learned policy's own episodes
-and compares the answers.
+false: a fact of the world, or a sum of a word problem. A draft of what no step of the worked
+solution asks is left out, since nothing says what is true there. `verdicts` takes the other turn at
+each such boundary of the learned policy's own episodes and compares the answers.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _jobs(run: Restored, strategy: str, setting: Setting) -> list[Job]:
 
 
 def _drafted(episode: Episode, k: int) -> Step | None:
-    """The world step that was drafted right before decision k, None where it was something else."""
+    """The step that was drafted right before decision k and that a helper may know, else None."""
     before = episode.segments[k - 1] if k else None
     if before is None or before.action != THINK:
         return None
@@ -80,17 +81,16 @@ def _drafted(episode: Episode, k: int) -> Step | None:
 
 
 def knowledge(run: Restored) -> list[dict[str, Any]]:
-    """For each drafted world step: P(ask) of the trained head, whether the draft is false.
+    """For each drafted step: P(ask) of the trained head, whether the draft is false.
 
     The episodes ask exactly where a draft is false, so that each step of a question is reached
-    from true ones. is_held_out: the fact occurs in no training question.
+    from true ones. is_held_out: the step, a fact or a sum, occurs in no training question.
     """
     assembly = run.assembly
     engine, limits = assembly.engine, assembly.engine.limits
     kind = limits.actions - 1
     episodes = engine.run(run.params, _jobs(run, "oracle", Setting(kind)), temperature=0.0)
-    world = getattr(assembly.task, "world", None)
-    held_out = world.held_out if world is not None else frozenset()
+    trained = {step.query for p in assembly.task.problems("train") for step in p.steps}
     decoder, temperature = engine.decoder, assembly.config.rollout.temperature
     read = jax.jit(
         lambda params, batch: log_probabilities(
@@ -116,12 +116,11 @@ def knowledge(run: Restored) -> list[dict[str, Any]]:
                 step = _drafted(episode, int(k))
                 if step is None:
                     continue
-                relation, _, subject = step.query.partition(" of ")
                 found.append(
                     {
                         "p_ask": round(float(p_asking_BK[b, k]), 4),
                         "is_false": episode.segments[k - 1].text.strip() != step.statement,
-                        "is_held_out": (relation, subject) in held_out,
+                        "is_held_out": step.query not in trained,
                     }
                 )
     return found
