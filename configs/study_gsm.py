@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.update({"max_segments": 10, "think_tokens": 32, "request_tokens": 48})
     config.rollout.reply_tokens = 64
     # No draft of a trace is false by itself, and a reply that only repeats drafts is not read.
-    config.cold_start.update({"steps": 800, "spoil_share": 0.2, "ask_lean": 0.0})
-    config.cold_start.curriculum = ((250, 128),)
+    config.cold_start.update({"steps": 600, "batch": 40, "spoil_share": 0.2, "ask_lean": 0.0})
+    config.cold_start.curriculum = ((500, 128),)
     return config
