@@ -87,7 +87,9 @@ FIXED_BY_CHECKPOINT = (
     *("model.preset", "model.features", "model.helper_features", "model.head", "model.head_width"),
     "rl.credit",
 )
-FIXED_BY_RUN = ("task.name", "task.path", "task.world.", "task.privatise.", "task.atlas.")
+FIXED_BY_RUN = (
+    *("task.name", "task.path", "task.gsm.", "task.world.", "task.privatise.", "task.atlas."),
+)
 FIXED_BY_PROGRESS = ("seed", "cold_start.steps", "cold_start.from_run")
 # What a cold start is made by; not what only its run's labels, evaluation or place depend on. In
 # traces all features are 0, so that its head learned none.
