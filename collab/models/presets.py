@@ -29,19 +29,20 @@ QWEN3 = {
     "head_channels": 128,
     "kv_heads": 8,
 }
+# Source: our choice; trains from scratch on a laptop in minutes. At this base some rotary pairs
+# turn within a sentence, for offsets, and others hardly within a context, for lookups.
+TINY = {
+    "width": 64,
+    "layers": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_channels": 32,
+    "feed_forward": 192,
+    "rope_theta": 1000.0,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Source: our choice; trains from scratch on a laptop in minutes. At this base some rotary pairs
-    # turn within a sentence, for offsets, and others hardly within a context, for lookups.
-    "tiny": {
-        "width": 64,
-        "layers": 3,
-        "heads": 4,
-        "kv_heads": 2,
-        "head_channels": 32,
-        "feed_forward": 192,
-        "rope_theta": 1000.0,
-    },
+    "tiny": TINY,
     # Source: our choice; the next size up, for one accelerator.
     "small": {
         "width": 256,
@@ -51,6 +52,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "head_channels": 32,
         "feed_forward": 768,
     },
+    # Source: our choice; `tiny` in other widths and depths, to see what an SLM's size does.
+    "tiny_32x2": {**TINY, "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "feed_forward": 96},
+    "tiny_48x3": {**TINY, "width": 48, "heads": 3, "kv_heads": 1, "feed_forward": 144},
+    "tiny_96x3": {**TINY, "width": 96, "heads": 6, "kv_heads": 3, "feed_forward": 288},
     # Source: the metadata of SmolLM2-135M-Instruct's GGUF (arXiv 2502.02737).
     "smollm2_135m": {
         "width": 576,
