@@ -1,6 +1,7 @@
-"""Intervals of a study's figures over seeds and questions, and the share of the gap that is closed.
+"""Intervals of a study's figures over seeds and questions: means, shares of a gap, trends.
 
-Values come as [S, Q]: S seeds, each with the same Q questions. A resample draws seeds, and
+Values come as [S, Q]: S seeds, each with the same Q questions; over levels of a strength as
+[L, S, Q]. A resample draws seeds, and
 questions for all of them alike, both with replacement: five seeds that answer one question are not
 five independent questions. What is compared is drawn together, so differences and ratios are
 paired. With few seeds intervals are too narrow, since S drawn seeds vary by (S-1)/S of the truth.
@@ -10,6 +11,7 @@ Source: Owen 2007, the pigeonhole bootstrap.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,6 +107,96 @@ def share(learned_SQ: np.ndarray, constant_SQ: np.ndarray, oracle_SQ: np.ndarray
     return ratio(learned_SQ - constant_SQ, oracle_SQ - constant_SQ)
 
 
+def rate_difference(
+    a_SQ: np.ndarray, per_a_SQ: np.ndarray, b_SQ: np.ndarray, per_b_SQ: np.ndarray
+) -> Estimate:
+    """a over per_a less b over per_b, each pooled over all questions; None where a `per` may be 0.
+
+    Counts, not rates of single questions: a question with four drafts counts for four.
+    """
+    of_a, per_a, of_b, per_b = (
+        np.append(value_SQ.mean(), drawn_R)
+        for value_SQ, drawn_R in zip(
+            _same_shape(a_SQ, per_a_SQ, b_SQ, per_b_SQ),
+            _resampled(a_SQ, per_a_SQ, b_SQ, per_b_SQ),
+            strict=True,
+        )
+    )
+    if (per_a <= 0).any() or (per_b <= 0).any():
+        return Estimate(None, None)
+    figure_R = of_a / per_a - of_b / per_b
+    return _estimate(figure_R[0], figure_R[1:])
+
+
+# --- over levels of a strength -------------------------------------------------------------------
+
+
+def correlation(
+    x_LSQ: np.ndarray, y_LSQ: np.ndarray, per_LSQ: np.ndarray | None = None
+) -> Estimate:
+    """Spearman's rank correlation of x and y over the L*S runs; a run's figure is its mean.
+
+    per_LSQ: then y is a rate, a run's mean of y over its mean of per. x may be constant in a run,
+    a level. Draws are the same for all levels. None where a rate has no denominator, or x or y is
+    the same in all runs. Runs of one seed are drawn together, or not at all.
+    """
+    arrays = [x_LSQ, y_LSQ] + ([] if per_LSQ is None else [per_LSQ])
+    if len({array.shape for array in arrays}) != 1 or x_LSQ.ndim != 3:
+        shapes = [array.shape for array in arrays]
+        raise ValueError(f"values of shapes {shapes} must all be [levels, seeds, questions]")
+    x_RN, y_RN, *per = (_run_means(array) for array in arrays)
+    if per:
+        if (per[0] <= 0).any():
+            return Estimate(None, None)
+        y_RN = y_RN / per[0]
+    found_R = _pearson(_ranks(x_RN), _ranks(y_RN))
+    if np.isnan(found_R[0]):
+        return Estimate(None, None)
+    return _estimate(found_R[0], found_R[1:][~np.isnan(found_R[1:])])
+
+
+def largest_rise(values_LSQ: np.ndarray) -> Estimate:
+    """The largest rise of the mean from a level to the next, with the interval of that one.
+
+    Below 0: it falls at every step. Above 0 a fall is not monotone, if the interval says so: the
+    largest of several differences of equal levels is above 0 on average.
+    """
+    rises = [
+        difference(after_SQ, before_SQ) for before_SQ, after_SQ in itertools.pairwise(values_LSQ)
+    ]
+    return max(rises, key=lambda rise: rise.figure or 0.0)
+
+
+def _run_means(values_LSQ: np.ndarray) -> np.ndarray:
+    """Mean of each run, f64 [1 + R, L*S]: as they are, then of what each draw holds."""
+    levels, seeds, questions = values_LSQ.shape
+    count_RS, count_RQ = _draws(seeds, questions)
+    seed_RS = np.repeat(np.tile(np.arange(seeds), len(count_RS)), count_RS.ravel())
+    seed_RS = seed_RS.reshape(len(count_RS), seeds)
+    mean_LSR = values_LSQ @ count_RQ.T / questions
+    drawn_RLS = np.stack([mean_LSR[:, seed_RS[r], r] for r in range(len(count_RS))])
+    first_LS = values_LSQ.mean(-1)
+    found_RLS = np.concatenate([first_LS[None], drawn_RLS])
+    return found_RLS.reshape(-1, levels * seeds).round(9)  # equal runs stay equal
+
+
+def _ranks(values_RN: np.ndarray) -> np.ndarray:
+    """Ranks within each row, ties in the middle of theirs."""
+    above_RNN = values_RN[:, :, None] - values_RN[:, None, :]
+    return ((above_RNN > 0) + 0.5 * (above_RNN == 0)).sum(-1)
+
+
+def _pearson(x_RN: np.ndarray, y_RN: np.ndarray) -> np.ndarray:
+    """Correlation of each row, f64 [R]; nan where one side is constant."""
+    x_RN, y_RN = (value - value.mean(1, keepdims=True) for value in (x_RN, y_RN))
+    scale_R = np.sqrt((x_RN**2).sum(1) * (y_RN**2).sum(1))
+    found_R = np.full(len(x_RN), np.nan)
+    return np.divide((x_RN * y_RN).sum(1), scale_R, out=found_R, where=scale_R > 0)
+
+
+# --- draws ---------------------------------------------------------------------------------------
+
+
 def _same_shape(*values: np.ndarray) -> tuple[np.ndarray, ...]:
     shapes = [value.shape for value in values]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2:
@@ -115,10 +207,17 @@ def _same_shape(*values: np.ndarray) -> tuple[np.ndarray, ...]:
 def _resampled(*values: np.ndarray) -> list[np.ndarray]:
     """Means of each under the same draws, f64 [R]; the same draws for the same shape, always."""
     seeds, questions = _same_shape(*values)[0].shape
-    rng = np.random.default_rng(0)
-    count_RS = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), RESAMPLES)
-    count_RQ = rng.multinomial(questions, np.full(questions, 1.0 / questions), RESAMPLES)
+    count_RS, count_RQ = _draws(seeds, questions)
     return [((count_RS @ value) * count_RQ).sum(1) / (seeds * questions) for value in values]
+
+
+def _draws(seeds: int, questions: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed and each question is drawn, i64 [R, S] and [R, Q]."""
+    rng = np.random.default_rng(0)
+    return (
+        rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), RESAMPLES),
+        rng.multinomial(questions, np.full(questions, 1.0 / questions), RESAMPLES),
+    )
 
 
 def _estimate(figure: float, resampled_R: np.ndarray) -> Estimate:

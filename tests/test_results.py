@@ -129,6 +129,59 @@ def test_share_by_hand_and_where_there_is_no_gap() -> None:
     assert unclear.figure == pytest.approx(2.0) and unclear.ci is None
 
 
+def test_a_difference_of_rates_pools_counts() -> None:
+    asked_SQ, drafts_SQ = np.array([[3.0, 0.0]] * 2), np.array([[3.0, 1.0]] * 2)
+    none_SQ, one_SQ = np.zeros((2, 2)), np.ones((2, 2))
+    found = statistics.rate_difference(asked_SQ, drafts_SQ, none_SQ, one_SQ)
+    assert found.figure == 0.75 and found.ci == (0.0, 1.0)  # of single questions it were 0.5
+    same = statistics.rate_difference(asked_SQ, drafts_SQ, asked_SQ, drafts_SQ)
+    assert same == Estimate(0.0, (0.0, 0.0))
+    assert statistics.rate_difference(one_SQ, asked_SQ, one_SQ, one_SQ) == Estimate(None, None)
+
+
+# --- over levels ---------------------------------------------------------------------------
+
+
+def level(*levels: float, seeds: int = 2, questions: int = 30) -> np.ndarray:
+    return np.broadcast_to(np.array(levels)[:, None, None], (len(levels), seeds, questions))
+
+
+def test_rank_correlation_by_hand() -> None:
+    """Ranks 1.5 1.5 3.5 3.5 against 2 1 4 3, and back: a monotone change of scale is nothing."""
+    x_LSQ, y_LSQ = level(0.1, 0.9), level(0.0, 0.0) + np.array([[[2], [1]], [[4000], [3]]])
+    expected = 4.0 / np.sqrt(4.0 * 5.0)
+    assert statistics.correlation(x_LSQ, y_LSQ).figure == pytest.approx(expected)
+    assert statistics.correlation(x_LSQ, -y_LSQ).figure == pytest.approx(-expected)
+    assert statistics.correlation(y_LSQ, y_LSQ).figure == pytest.approx(1.0)
+    assert statistics.correlation(x_LSQ, x_LSQ[:, :, ::-1]) == Estimate(1.0, (1.0, 1.0))
+
+
+def test_the_correlation_of_noise_is_not_told_from_zero() -> None:
+    noise_LSQ = np.random.default_rng(3).normal(size=(5, 3, 60))
+    low, high = statistics.correlation(level(1, 2, 3, 4, 5, seeds=3, questions=60), noise_LSQ).ci
+    assert low < 0 < high
+    clear_LSQ = noise_LSQ - 2 * level(1, 2, 3, 4, 5, seeds=3, questions=60)
+    found = statistics.correlation(level(1, 2, 3, 4, 5, seeds=3, questions=60), clear_LSQ)
+    assert found.ci is not None and found.ci[1] < -0.9
+
+
+def test_the_correlation_of_a_rate_is_not_that_of_its_numerator() -> None:
+    x_LSQ, gained_LSQ, per_LSQ = level(1, 2, 3), level(1, 2, 3), level(1, 4, 9)
+    assert statistics.correlation(x_LSQ, gained_LSQ).figure == pytest.approx(1.0)
+    assert statistics.correlation(x_LSQ, gained_LSQ, per_LSQ).figure == pytest.approx(-1.0)
+    assert statistics.correlation(x_LSQ, gained_LSQ, level(0, 1, 1)) == Estimate(None, None)
+    assert statistics.correlation(x_LSQ, level(5, 5, 5)) == Estimate(None, None)
+    with pytest.raises(ValueError, match=r"must all be \[levels, seeds, questions\]"):
+        statistics.correlation(x_LSQ, gained_LSQ[:2])
+
+
+def test_the_largest_rise_is_that_of_neighbours() -> None:
+    noise_SQ = np.random.default_rng(4).normal(size=(2, 30))
+    found = statistics.largest_rise(level(0.9, 0.5, 0.6, 0.1) + noise_SQ)
+    assert found.figure == pytest.approx(0.1) and found.ci == pytest.approx((0.1, 0.1))
+    assert statistics.largest_rise(level(0.9, 0.5, 0.2)).figure == pytest.approx(-0.3)
+
+
 # --- rows and the file ---------------------------------------------------------------------
 
 
