@@ -72,6 +72,13 @@ def claim(text: str, estimate: Estimate, *, seeds: Sequence[int], holds: bool) -
     }
 
 
+def show(claims: Sequence[dict[str, Any]]) -> None:
+    """Print a line a claim."""
+    for row in claims:
+        verdict = "holds" if row["holds"] else "FAILS"
+        print(f"{verdict}: {row['claim']}: {row['figure']} {row['ci']}")
+
+
 def write_results(
     path: str | os.PathLike[str],
     result: Result,

@@ -190,10 +190,7 @@ def main() -> int:
         results.write_results(HERE / "results.json", result, claims, boundaries=found)
         rewards_figure(groups).savefig(HERE / "rewards.png", dpi=100)
         reliability_figure(found).savefig(HERE / "reliability.png", dpi=100)
-    for row in claims:
-        print(
-            f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']} {row['ci']}"
-        )
+    results.show(claims)
     return result.status
 
 
