@@ -46,10 +46,10 @@ class Recipe:
     lessons: distinct ones, of which batches are drawn. tokens: of one; a longer one is left out.
     """
 
-    lessons: int = 8_000
+    lessons: int = 6_000
     steps: int = 700
     batch: int = 48
-    tokens: int = 128
+    tokens: int = 96
     vocabulary: int = 1100
     learning_rate: float = 4e-3
     warmup: int = 50
@@ -132,7 +132,7 @@ def rows_of(
         if len(prompt) + len(said) <= recipe.tokens:
             fitting.append((prompt, said))
     if not fitting:
-        raise ValueError(f"recipe.tokens={recipe.tokens} hold no lesson; try 128")
+        raise ValueError(f"recipe.tokens={recipe.tokens} hold no lesson; try 96")
     tokens_NS = np.zeros((len(fitting), recipe.tokens), np.int32)
     is_said_NS = np.zeros(tokens_NS.shape, bool)
     for row, (prompt, said) in enumerate(fitting):
