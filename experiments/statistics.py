@@ -107,27 +107,6 @@ def share(learned_SQ: np.ndarray, constant_SQ: np.ndarray, oracle_SQ: np.ndarray
     return ratio(learned_SQ - constant_SQ, oracle_SQ - constant_SQ)
 
 
-def rate_difference(
-    a_SQ: np.ndarray, per_a_SQ: np.ndarray, b_SQ: np.ndarray, per_b_SQ: np.ndarray
-) -> Estimate:
-    """a over per_a less b over per_b, each pooled over all questions; None where a `per` may be 0.
-
-    Counts, not rates of single questions: a question with four drafts counts for four.
-    """
-    of_a, per_a, of_b, per_b = (
-        np.append(value_SQ.mean(), drawn_R)
-        for value_SQ, drawn_R in zip(
-            _same_shape(a_SQ, per_a_SQ, b_SQ, per_b_SQ),
-            _resampled(a_SQ, per_a_SQ, b_SQ, per_b_SQ),
-            strict=True,
-        )
-    )
-    if (per_a <= 0).any() or (per_b <= 0).any():
-        return Estimate(None, None)
-    figure_R = of_a / per_a - of_b / per_b
-    return _estimate(figure_R[0], figure_R[1:])
-
-
 # --- over levels of a strength -------------------------------------------------------------------
 
 

@@ -129,14 +129,17 @@ def test_share_by_hand_and_where_there_is_no_gap() -> None:
     assert unclear.figure == pytest.approx(2.0) and unclear.ci is None
 
 
-def test_a_difference_of_rates_pools_counts() -> None:
+def test_a_rate_is_of_sums_and_its_difference_paired() -> None:
+    """Asks by drafts, not the mean of each question's rate."""
     asked_SQ, drafts_SQ = np.array([[3.0, 0.0]] * 2), np.array([[3.0, 1.0]] * 2)
     none_SQ, one_SQ = np.zeros((2, 2)), np.ones((2, 2))
     found = statistics.rate_difference(asked_SQ, drafts_SQ, none_SQ, one_SQ)
     assert found.figure == 0.75 and found.ci == (0.0, 1.0)  # of single questions it were 0.5
     same = statistics.rate_difference(asked_SQ, drafts_SQ, asked_SQ, drafts_SQ)
     assert same == Estimate(0.0, (0.0, 0.0))
-    assert statistics.rate_difference(one_SQ, asked_SQ, one_SQ, one_SQ) == Estimate(None, None)
+    assert statistics.rate_difference(asked_SQ, drafts_SQ, none_SQ, none_SQ) == Estimate(None, None)
+    rare = statistics.rate_difference(one_SQ, one_SQ, none_SQ, np.array([[1.0, 0.0]] * 2))
+    assert rare == Estimate(1.0, None)  # a draw may hold no draft of that kind
 
 
 # --- over levels ---------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from collab.report import Outcome
-from experiments import statistics
 from experiments.statistics import Estimate
 from experiments.variants import Columns, Variant, columns, difference, picture, table
 
@@ -43,17 +42,6 @@ def row_of(known: float, unknown: float, learned: float = 0.55) -> Columns:
         seed: outcomes({**REWARDS, "learned": learned}, known, unknown, seed) for seed in (0, 1, 2)
     }
     return columns("without it", ours, BASE)
-
-
-def test_a_rate_is_of_sums_and_its_difference_paired() -> None:
-    """Asks by drafts, not the mean of each question's rate."""
-    asked, drafts = np.array([[3.0, 0.0]]), np.array([[3.0, 1.0]])
-    none, one = np.zeros((1, 2)), np.ones((1, 2))
-    assert statistics.rate_difference(asked, drafts, none, one).figure == pytest.approx(0.75)
-    assert statistics.rate_difference(asked, drafts, asked, drafts) == Estimate(0.0, (0.0, 0.0))
-    assert statistics.rate_difference(asked, drafts, none, none) == Estimate(None, None)
-    rare = statistics.rate_difference(one, one, none, np.array([[1.0, 0.0]]))
-    assert rare == Estimate(1.0, None)  # a draw may hold no draft of that kind
 
 
 def test_columns_by_hand() -> None:

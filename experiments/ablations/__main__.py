@@ -151,10 +151,7 @@ def main() -> int:
         results.write_results(HERE / "results.json", result, claims, columns=plain)
         variants.picture(rows, WORDS).savefig(HERE / "ablations.png", dpi=100)
         print(variants.table(rows))
-    for row in claims:
-        print(
-            f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']} {row['ci']}"
-        )
+    results.show(claims)
     return result.status
 
 

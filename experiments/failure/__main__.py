@@ -212,10 +212,7 @@ def main() -> int:
     claims, rows = claims_of(measured, flags.seeds), rows_of(measured)
     results.write_results(HERE / "results.json", result, claims, tested=rows)
     draw(rows).savefig(HERE / "failure.png", dpi=100)
-    for row in claims:
-        print(
-            f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']} {row['ci']}"
-        )
+    results.show(claims)
     return result.status
 
 

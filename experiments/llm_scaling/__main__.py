@@ -30,7 +30,7 @@ from collab.tasks.world.entities import World
 from collab.tasks.world.generate import Generator
 from collab.tasks.world.schema import Settings
 from experiments import levels, results, statistics
-from experiments.levels import Axis, Values
+from experiments.levels import Axis, Values, choice
 from experiments.llm_scaling import local
 from experiments.runner import execute
 from experiments.statistics import Estimate
@@ -177,7 +177,7 @@ def figure_of(axes: list[Axis], found: dict[str, dict[str, list[Estimate]]]) -> 
 
 def main() -> int:
     """Run what is missing, write results and figure, print the claims."""
-    flags = arguments(__doc__ or "", seeds=3, axes=[axis.name for axis in AXES])
+    flags = arguments(__doc__ or "", seeds=3, more=choice([axis.name for axis in AXES]))
     axes = [axis for axis in AXES if axis.name in flags.axes]
     if "local" in flags.axes:
         local.make([*LOCAL.values()], load_config(CONFIG), flags.root)

@@ -117,10 +117,7 @@ def main() -> int:
         results.write_results(HERE / "results.json", result, found, scale=given.scale, llm=llm)
         courses_figure(groups).savefig(HERE / "curves.png", dpi=100)
         rewards_figure(groups).savefig(HERE / "rewards.png", dpi=100)
-    for row in found:
-        print(
-            f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']} {row['ci']}"
-        )
+    results.show(found)
     return result.status
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import levels, results, statistics
-from experiments.levels import Axis, Values
+from experiments.levels import Axis, Values, choice
 from experiments.runner import execute
 from experiments.statistics import Estimate
 from experiments.study import Run, arguments
@@ -140,7 +140,7 @@ def figure_of(axes: list[Axis], found: dict[str, dict[str, list[Estimate]]]) -> 
 
 def main() -> int:
     """Run what is missing, write results and figure, print the claims."""
-    flags = arguments(__doc__ or "", seeds=3, axes=[axis.name for axis in AXES])
+    flags = arguments(__doc__ or "", seeds=3, more=choice([axis.name for axis in AXES]))
     axes = [axis for axis in AXES if axis.name in flags.axes]
     runs = planned(flags.seeds, axes)
     result = execute("slm_scaling", runs, root=flags.root, jobs=flags.jobs)

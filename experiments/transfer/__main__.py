@@ -280,10 +280,7 @@ def main() -> int:
         local = cells_of({name: of_seeds("transfer", jobs, one) for name, jobs in groups.items()})
     results.write_results(HERE / "results.json", result, claims, cells=cells, local=local)
     draw(cells).savefig(HERE / "transfer.png", dpi=100)
-    for row in claims:
-        print(
-            f"{'holds' if row['holds'] else 'FAILS'}: {row['claim']}: {row['figure']} {row['ci']}"
-        )
+    results.show(claims)
     return result.status
 
 
