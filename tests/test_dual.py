@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from collab.config import default_config
 from collab.metrics import read_jsonl
 from collab.rewards import Terms, score
 from collab.rl.dual import next_multiplier, priced
+from collab.train import Trainer
 from collab.types import Episode, Status
 from episodes import answer, answer_back, ask, make_episode, think
 from test_train import FIRST_RL, LAST, assert_equal, everything, lines, one_shape, small_config
@@ -85,11 +87,29 @@ def targeted() -> ml_collections.ConfigDict:
     return config
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run with a target, and what each of its iterations learned from."""
+
+    workdir: Path
+    trainer: Trainer
+    learned_from: list[Sequence[Terms]]
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, quick: None) -> tuple[Path, Any]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Run:
     workdir = tmp_path_factory.mktemp("targeted")
-    _, trainer = runs.train(targeted(), workdir)
-    return workdir, trainer
+    learned_from: list[Sequence[Terms]] = []
+    assign = train_module.assign
+
+    def spied(batch: Any, episodes: Any, terms: Any, **settings: Any) -> dict[str, float]:
+        learned_from.append(terms)
+        return assign(batch, episodes, terms, **settings)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(train_module, "assign", spied)
+        _, trainer = runs.train(targeted(), workdir)
+    return Run(workdir, trainer, learned_from)
 
 
 def iterations(workdir: Path) -> list[dict[str, Any]]:
@@ -98,57 +118,45 @@ def iterations(workdir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_each_batch_moves_the_logged_multiplier(unbroken: tuple[Path, Any]) -> None:
-    workdir, trainer = unbroken
-    logged = iterations(workdir)
+def test_each_batch_moves_the_logged_multiplier(unbroken: Run) -> None:
+    logged = iterations(unbroken.workdir)
     assert len(logged) == LAST - FIRST_RL and logged[0]["multiplier"] == 0.0
-    found = [*(line["multiplier"] for line in logged), trainer.multiplier]
+    found = [*(line["multiplier"] for line in logged), unbroken.trainer.multiplier]
     for line, after in zip(logged, found[1:], strict=True):
         moved = line["multiplier"] + 0.03 * (line["asks"] - 2.9)
         assert after == pytest.approx(max(-0.2, moved)) and after != line["multiplier"]
         assert line["turn_price"] == pytest.approx(0.2 + line["multiplier"])
 
 
+def test_what_is_learned_from_is_priced_and_what_is_logged_is_not(unbroken: Run) -> None:
+    for line, terms in zip(iterations(unbroken.workdir), unbroken.learned_from, strict=True):
+        paid = np.mean([term.reward for term in terms])
+        assert line["turns"] > 0
+        assert paid == pytest.approx(line["reward"] - line["multiplier"] * line["turns"])
+
+
 def test_a_stopped_run_goes_on_with_its_multiplier_bit_for_bit(
-    unbroken: tuple[Path, Any], tmp_path: Path
+    unbroken: Run, tmp_path: Path
 ) -> None:
     """Stopped between two iterations, where the multiplier is no longer 0."""
     stop = FIRST_RL + 1
     runs.train(targeted(), tmp_path, lambda trainer, step: step == stop)
     _, trainer = runs.train(targeted(), tmp_path)
-    assert trainer.multiplier == unbroken[1].multiplier != 0.0
-    assert_equal(everything(trainer), everything(unbroken[1]))
-    assert lines(tmp_path) == lines(unbroken[0])
-
-
-def test_what_is_learned_from_is_priced_and_what_is_logged_is_not(
-    unbroken: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learned_from: list[list[Terms]] = []
-    assign = train_module.assign
-
-    def spied(batch: Any, episodes: Any, terms: Any, **settings: Any) -> dict[str, float]:
-        learned_from.append(list(terms))
-        return assign(batch, episodes, terms, **settings)
-
-    monkeypatch.setattr(train_module, "assign", spied)
-    _, trainer = runs.train(targeted(), tmp_path)
-    assert_equal(everything(trainer), everything(unbroken[1]))
-    for line, terms in zip(iterations(tmp_path), learned_from, strict=True):
-        paid = np.mean([term.reward for term in terms])
-        assert paid == pytest.approx(line["reward"] - line["multiplier"] * line["turns"])
+    assert trainer.multiplier == unbroken.trainer.multiplier != 0.0
+    assert_equal(everything(trainer), everything(unbroken.trainer))
+    assert lines(tmp_path) == lines(unbroken.workdir)
 
 
 def test_without_a_target_the_price_stands_and_none_is_logged(
-    unbroken: tuple[Path, Any], tmp_path: Path
+    unbroken: Run, tmp_path: Path
 ) -> None:
     """Also where the run had one before it was stopped. With one, something else is learned."""
-    shutil.copytree(unbroken[0], tmp_path / "had_one")
+    shutil.copytree(unbroken.workdir, tmp_path / "had_one")
     config = targeted()
     config.rl.target_ask_rate = 0.0
     _, trainer = runs.train(config, tmp_path / "had_one")
     assert trainer.multiplier == 0.0
     _, trainer = runs.train(config, tmp_path / "never")
     assert not any("multiplier" in line for line in iterations(tmp_path / "never"))
-    found, other = everything(trainer), everything(unbroken[1])
+    found, other = everything(trainer), everything(unbroken.trainer)
     assert any(not np.array_equal(found[path], other[path]) for path in found)
