@@ -17,6 +17,9 @@ from collab.report import Outcome
 from collab.restore import Restored
 from experiments import exchange
 from experiments.exchange import About, Exchange, changed, exchanged, of_seeds, other_helpers
+from experiments.failure import __main__ as failure
+from experiments.transfer import __main__ as transfer
+from local_models import write_model
 
 MUTE = {"helpers": {"mute": {"timeout_rate": 1.0}}}
 
@@ -93,3 +96,32 @@ def test_what_was_cut_is_made_again(job: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         exchanged("study", job, {"own": Exchange({}, chained), "cut": Exchange({}, fails)})
     assert [path.stem.split("-")[0] for path in job.folder.glob("study/*.npz")] == ["own"]
+
+
+# --- what the studies measure --------------------------------------------------------------
+
+
+def counted(outcomes: list[Outcome]) -> dict[str, int]:
+    strategies = [outcome.strategy for outcome in outcomes]
+    return {strategy: strategies.count(strategy) for strategy in strategies}
+
+
+def test_the_measures_of_the_studies_ask_the_test_questions(job: Any) -> None:
+    found = exchanged("study", job, {
+        "noisy": transfer.exchanges()["noisy"],
+        "timeout_50": failure.exchanges("world")["timeout_50"],
+        "well": failure.exchanges("timeout_50")["well"],
+    })  # fmt: skip
+    assert counted(found["noisy"].outcomes) == {
+        "learned": 4, "recalibrated": 4, "best_constant": 4,
+    }  # fmt: skip
+    assert found["noisy"].about["ask_bias"] in transfer.BIASES
+    assert counted(found["timeout_50"].outcomes) == {"learned": 4, "slm_cot": 4, "oracle": 4}
+    assert counted(found["well"].outcomes) == {"learned": 4}
+
+
+def test_a_language_model_may_help_with_a_few_questions(job: Any, tmp_path: Path) -> None:
+    one = transfer.local_exchange(write_model(tmp_path / "model"), 2)
+    found = exchanged("study", job, {transfer.LOCAL: one})[transfer.LOCAL]
+    assert counted(found.outcomes) == {"learned": 2, "best_constant": 2, "slm_cot": 2}
+    assert found.about == {"questions": 2}
