@@ -16,10 +16,11 @@ import numpy as np
 
 from collab import strategies
 from collab.assembly import Assembly
+from collab.outcomes import outcome
 from collab.privacy.gate import restored
 from collab.progress import progress
 from collab.report import Outcome
-from collab.rewards import Terms, score
+from collab.rewards import score
 from collab.rollout.engine import outgoing
 from collab.rollout.episodes import Job, empty_trace
 from collab.strategies import LearnedRates, Setting, ThresholdStrategy
@@ -29,7 +30,6 @@ from collab.types import (
     FIRST_REQUEST_ID,
     THINK,
     Episode,
-    FeedbackKind,
     HelpRequest,
     Params,
     Problem,
@@ -357,42 +357,6 @@ def learned_rates(
             if any(before is draft for draft in drafts)
         ]
     return LearnedRates(sum(is_asked) / max(len(is_asked), 1), kind, tuple(surprises))
-
-
-def outcome(
-    strategy: str, episode: Episode, terms: Terms, *, task: str, helper: str, split: str
-) -> Outcome:
-    """One row of an evaluation; ask rates by whether the SLM's memory holds the drafted step."""
-    known = {s.query: s.is_known for s in episode.problem.steps if not s.is_local}
-    counted = any(value is not None for value in known.values())
-    tally = {True: [0, 0], False: [0, 0]}
-    for draft, is_asked in episode.drafts:
-        is_known = known.get(draft.text.split(" = ")[0])
-        if is_known is not None:
-            tally[is_known][0] += 1
-            tally[is_known][1] += is_asked
-    unavailable = [e.feedback.kind is FeedbackKind.UNAVAILABLE for e in episode.exchanges]
-    return Outcome(
-        strategy=strategy,
-        task=task,
-        helper=helper,
-        split=split,
-        uid=episode.problem.uid,
-        em=terms.em,
-        f1=terms.f1,
-        asks=terms.asks,
-        turns=terms.turns,
-        tokens=terms.tokens,
-        leaked_units=terms.leaked_units,
-        leak=terms.leak,
-        usd=terms.usd,
-        reward=terms.reward,
-        failures=sum(unavailable) + (episode.status is Status.LLM_FAILED),
-        drafts_known=tally[True][0] if counted else None,
-        asked_known=tally[True][1] if counted else None,
-        drafts_unknown=tally[False][0] if counted else None,
-        asked_unknown=tally[False][1] if counted else None,
-    )
 
 
 def check_strategies(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Outcomes on disk: what every question of an evaluation came to, so that runs can be compared.
+"""Outcomes: what every question of an evaluation came to, on disk so that runs can be compared.
 
 Numbers and ids only: no question, note, request or reply. What one run says is in
 `collab.report`; studies pair the same questions over several runs.
@@ -17,12 +17,50 @@ from collections.abc import Sequence
 import numpy as np
 
 from collab.report import Outcome, write_whole
+from collab.rewards import Terms
+from collab.types import Episode, FeedbackKind, Status
 
 FILE = "outcomes.npz"
 _FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
 _TEXTS = ("strategy", "task", "helper", "split", "uid")
 _NEWER = ("tokens", "leak")  # than some files, which read as NaN there
 _COUNTS = ("drafts_known", "asked_known", "drafts_unknown", "asked_unknown")
+
+
+def outcome(
+    strategy: str, episode: Episode, terms: Terms, *, task: str, helper: str, split: str
+) -> Outcome:
+    """One row of an evaluation; ask rates by whether the SLM's memory holds the drafted step."""
+    known = {s.query: s.is_known for s in episode.problem.steps if not s.is_local}
+    counted = any(value is not None for value in known.values())
+    tally = {True: [0, 0], False: [0, 0]}
+    for draft, is_asked in episode.drafts:
+        is_known = known.get(draft.text.split(" = ")[0])
+        if is_known is not None:
+            tally[is_known][0] += 1
+            tally[is_known][1] += is_asked
+    unavailable = [e.feedback.kind is FeedbackKind.UNAVAILABLE for e in episode.exchanges]
+    return Outcome(
+        strategy=strategy,
+        task=task,
+        helper=helper,
+        split=split,
+        uid=episode.problem.uid,
+        em=terms.em,
+        f1=terms.f1,
+        asks=terms.asks,
+        turns=terms.turns,
+        tokens=terms.tokens,
+        leaked_units=terms.leaked_units,
+        leak=terms.leak,
+        usd=terms.usd,
+        reward=terms.reward,
+        failures=sum(unavailable) + (episode.status is Status.LLM_FAILED),
+        drafts_known=tally[True][0] if counted else None,
+        asked_known=tally[True][1] if counted else None,
+        drafts_unknown=tally[False][0] if counted else None,
+        asked_unknown=tally[False][1] if counted else None,
+    )
 
 
 def write_outcomes(path: str | os.PathLike[str], outcomes: Sequence[Outcome]) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {
         *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),
-        "rl.branching",
+        *("rl.branching", "rl.dual"),
         *("privacy.judge", "privacy.panel"),  # they ask an LLM; the rest of privacy knows none
     },
     {

@@ -1,4 +1,4 @@
-"""Outcomes on disk: they come back as they were, and what is no such file says so."""
+"""Outcomes: of an episode, by hand; on disk, where they come back as they were."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collab.outcomes import read_outcomes, write_outcomes
+from collab.config import default_config
+from collab.outcomes import outcome, read_outcomes, write_outcomes
 from collab.report import Outcome
+from collab.rewards import score
+from collab.types import Episode, FeedbackKind, PrivateUnit, Status, Step
+from episodes import answer, answer_back, ask, make_episode, make_problem, think
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -59,3 +63,67 @@ def test_a_file_that_holds_none_is_named_with_the_fix(tmp_path: pathlib.Path) ->
     path.write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ValueError, match="holds no outcomes"):
         read_outcomes(path)
+
+
+# --- of an episode ---------------------------------------------------------------------------
+
+HOPS = (
+    Step("my clinic", "Tidar", is_local=True),
+    Step("head of Tidar", "Bel", is_known=True),
+    Step("home of Bel", "Sofen", is_known=False),
+)
+
+
+def row_of(episode: Episode, task: str) -> Outcome:
+    terms = score(episode, default_config().reward)
+    return outcome("learned", episode, terms, task=task, helper="two_hops", split="test")
+
+
+def test_ask_rates_count_drafts_by_what_the_memory_holds() -> None:
+    """Six segments: a local draft, a known one kept, an unknown one asked about."""
+    episode = make_episode(
+        think("my clinic = Tidar"),
+        think("head of Tidar = Bel"),
+        think("home of Bel = Gutok"),
+        ask("home of Bel", text="home of Bel = Sofen"),
+        answer("Sofen"),
+        problem=make_problem(steps=HOPS, answers=("Sofen",)),
+    )
+    row = row_of(episode, "world")
+    assert (row.drafts_known, row.asked_known) == (1, 0)
+    assert (row.drafts_unknown, row.asked_unknown) == (1, 1)
+    assert row.em == 1.0
+
+
+def test_a_helper_that_fails_is_counted() -> None:
+    episode = make_episode(think(), ask(kind=FeedbackKind.UNAVAILABLE), ask(), answer())
+    assert row_of(episode, "world").failures == 1
+    down = make_episode(think(), status=Status.LLM_FAILED)
+    assert row_of(down, "world").failures == 1
+    assert row_of(make_episode(ask(), answer()), "world").failures == 0
+
+
+def test_asks_are_requests_and_turns_are_exchanges() -> None:
+    episode = make_episode(think(), ask(), answer_back(), think(), answer())
+    row = row_of(episode, "world")
+    assert (row.asks, row.turns, row.helper) == (1, 2, "two_hops")
+
+
+def test_what_was_sent_and_what_it_gave_away_is_counted() -> None:
+    """Of two units that weigh 1 and 3 the first leaves."""
+    units = (PrivateUnit("Elm Clinic", "clinic"), PrivateUnit("Vera Stone", "name", 3.0))
+    read = {"prompt_tokens": 20, "completion_tokens": 5}
+    episode = make_episode(
+        ask("leader of Elm Clinic", **read),
+        ask(prompt_tokens=7),
+        answer(),
+        problem=make_problem(units=units),
+    )
+    row = row_of(episode, "world")
+    assert (row.tokens, row.leaked_units, row.leak) == (32, 1, 0.25)
+
+
+def test_ask_rates_are_absent_where_nobody_knows_what_is_known() -> None:
+    episode = make_episode(think("1 + 1 = 2"), answer("2"), problem=make_problem(answers=("2",)))
+    row = row_of(episode, "gsm")
+    assert row.drafts_known is None and row.asked_unknown is None
