@@ -157,6 +157,16 @@ def test_rank_correlation_by_hand() -> None:
     assert statistics.correlation(x_LSQ, -y_LSQ).figure == pytest.approx(-expected)
     assert statistics.correlation(y_LSQ, y_LSQ).figure == pytest.approx(1.0)
     assert statistics.correlation(x_LSQ, x_LSQ[:, :, ::-1]) == Estimate(1.0, (1.0, 1.0))
+    tied_LSQ, other_LSQ = level(1, 2, 2, 3, seeds=1), level(1, 2, 3, 4, seeds=1)
+    found = statistics.correlation(tied_LSQ, other_LSQ)  # ranks 1 2.5 2.5 4
+    assert found.figure == pytest.approx(4.5 / np.sqrt(4.5 * 5.0))
+
+
+def test_seeds_that_disagree_leave_a_correlation_open() -> None:
+    """Drawn twice, the seed that rises says 1, the one that falls -1."""
+    y_LSQ = np.array([1.0, 2.0, 3.0])[:, None, None] * np.array([1.0, -1.0])[:, None]
+    found = statistics.correlation(level(1, 2, 3, questions=1), y_LSQ)
+    assert found.figure == pytest.approx(0.0) and found.ci == pytest.approx((-1.0, 1.0))
 
 
 def test_the_correlation_of_noise_is_not_told_from_zero() -> None:

@@ -4,9 +4,10 @@
 scripted ones that chain one, two or three facts a reply, that know 40 % of the facts to all of
 them, that are wrong about 30 % to none of them, and local Flax models of three sizes, which are
 made first (`local`; needs the extra smollm2). All begin with the cold start of the main study's run
-`world`. The 9 runs along `hops` take about 27 minutes of a core, the other 6 along `knowledge` 18,
-along `errors` 18, and 9 along `local` 35 with the making of these models. It skips what is there
-already and writes results.json and scaling.png beside this file. NOTES.md reads the figures.
+`world`. The 9 runs along `hops` take about 25 minutes of a free core, the other 6 along `knowledge`
+17, along `errors` 17, and 9 along `local` 37 with the making of these models. It skips what is
+there already and writes results.json and scaling.png beside this file; `--axes` runs a part.
+NOTES.md reads the figures.
 
 **Information per request.** A right answer out of N of its type is worth log2 N bits (Hartley
 1928), a wrong one none. What help brings is the answer bits of the learned policy less those of

@@ -3,8 +3,9 @@
 `python -m experiments.slm_scaling` trains SLMs that know 10 to 90 % of the facts of the world that
 are not stale, and SLMs of four sizes, each from its own imitation, on three seeds. Run `world`,
 which knows half and has the second largest size, is the main study's. The other 12 along
-`knowledge` take about 90 minutes of a core, the other 9 along `size` about 60. It skips what is
-there already and writes results.json and scaling.png beside this file. NOTES.md reads the figures.
+`knowledge` take about 95 minutes of a free core, the other 9 along `size` about 70. It skips what
+is there already and writes results.json and scaling.png beside this file; `--axes` runs a part.
+NOTES.md reads the figures.
 """
 
 from __future__ import annotations
