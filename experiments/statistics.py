@@ -34,7 +34,8 @@ def values_of(
 ) -> np.ndarray:
     """A metric of a strategy, f64 [S, Q], questions sorted by id; repeats of one are averaged.
 
-    by_seed: the outcomes of one run each. Raises: ValueError where the strategy is not in all of
+    by_seed: the outcomes of one run each. A count that the task can't tell (None) is 0, so that it
+    adds to neither part of a pooled rate. Raises: ValueError where the strategy is not in all of
     them, answered other questions, or has no such metric in a file that is older than it.
     """
     rows = []
@@ -42,7 +43,7 @@ def values_of(
         values: dict[str, list[float]] = {}
         for outcome in outcomes:
             if outcome.strategy == strategy:
-                values.setdefault(outcome.uid, []).append(float(getattr(outcome, metric)))
+                values.setdefault(outcome.uid, []).append(float(getattr(outcome, metric) or 0))
         rows.append({uid: float(np.mean(values[uid])) for uid in sorted(values)})
     if not rows or not all(row and row.keys() == rows[0].keys() for row in rows):
         counts = [len(row) for row in rows]

@@ -49,6 +49,13 @@ def test_values_pair_by_question_and_average_repeats() -> None:
     assert statistics.values_of([first], "oracle", "em").tolist() == [[1.0, 1.0, 1.0]]
 
 
+def test_a_count_that_is_not_known_counts_nothing() -> None:
+    first, second = outcomes(learned=[1.0, 1.0])
+    rows = [dataclasses.replace(first, drafts_known=3), second]
+    assert second.drafts_known is None
+    assert statistics.values_of([rows], "learned", "drafts_known").tolist() == [[3.0, 0.0]]
+
+
 def test_other_questions_are_refused() -> None:
     both = [outcomes(learned=[1.0, 0.0]), outcomes(learned=[1.0])]
     with pytest.raises(ValueError, match=r"'learned' must have answered .* answered \[2, 1\]"):
@@ -137,6 +144,8 @@ def test_a_rate_is_of_sums_and_its_difference_paired() -> None:
     assert found.figure == 0.75 and found.ci == (0.0, 1.0)  # of single questions it were 0.5
     same = statistics.rate_difference(asked_SQ, drafts_SQ, asked_SQ, drafts_SQ)
     assert same == Estimate(0.0, (0.0, 0.0))
+    each = statistics.rate_difference(2 * one_SQ, 4 * one_SQ, none_SQ, one_SQ)
+    assert each == Estimate(0.5, (0.5, 0.5))
     assert statistics.rate_difference(asked_SQ, drafts_SQ, none_SQ, none_SQ) == Estimate(None, None)
     rare = statistics.rate_difference(one_SQ, one_SQ, none_SQ, np.array([[1.0, 0.0]] * 2))
     assert rare == Estimate(1.0, None)  # a draw may hold no draft of that kind
