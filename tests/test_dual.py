@@ -39,7 +39,7 @@ def test_the_multiplier_is_paid_by_the_turn_and_only_where_the_answer_is_right()
     right = make_episode(ask(), answer_back(), answer())
     wrong = make_episode(ask(), answer("nobody"))
     dear = priced(REWARD, 0.15)
-    assert dear.keys() == REWARD.keys() and dear["leak"] == REWARD.leak
+    assert set(dear) == set(REWARD.keys()) and dear["leak"] == REWARD.leak
     assert score(right, REWARD).reward == pytest.approx(1 - 2 * 0.2)
     assert score(right, dear).reward == pytest.approx(1 - 2 * 0.35)
     assert score(wrong, dear).reward == score(wrong, REWARD).reward == 0.0

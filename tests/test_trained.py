@@ -39,17 +39,17 @@ def test_a_policy_comes_back_with_what_is_changed(finished: tuple[Any, Any]) -> 
 
 
 def test_an_unknown_change_is_refused(finished: tuple[Any, Any]) -> None:
-    with pytest.raises(KeyError, match="gat"):
+    with pytest.raises(ValueError, match=r"'privacy\.gat' is unknown; did you mean privacy\.gate"):
         trained.policy_of(finished[0], {"privacy.gat": "off"}).__enter__()
 
 
 def test_a_dial_is_turned_once(finished: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     job, _ = finished
-    found = trained.dial(job, (0.0, 32.0), name="dial")
+    found = trained.dial(job, (-32.0, 32.0), name="dial")
     questions = job.config.task.test
-    assert [one.strategy for one in found] == ["bias +0"] * questions + ["bias +32"] * questions
+    assert [one.strategy for one in found] == ["bias -32"] * questions + ["bias +32"] * questions
     assert all(one.split == "test" for one in found)
-    asks = [np.mean([o.asks for o in found if o.strategy == trained.at_bias(b)]) for b in (0, 32)]
+    asks = [np.mean([o.asks for o in found if o.strategy == trained.at_bias(b)]) for b in (-32, 32)]
     assert asks[1] > asks[0]
     looked: list[Path] = []
     look = trained.policy_of
@@ -59,5 +59,5 @@ def test_a_dial_is_turned_once(finished: tuple[Any, Any], monkeypatch: pytest.Mo
         return look(job, changes)
 
     monkeypatch.setattr(trained, "policy_of", spied)
-    assert trained.dial(job, (0.0, 32.0), name="dial") == found and not looked
+    assert trained.dial(job, (-32.0, 32.0), name="dial") == found and not looked
     assert len(trained.dial(job, (0.0,), name="dial")) == questions and looked  # other biases
