@@ -11,6 +11,7 @@ import pytest
 from collab.report import Outcome
 from experiments import fronts
 from experiments.fronts import Point
+from experiments.statistics import Estimate
 
 
 def point(name: str, em: float, asks: float, group: str = "g", **fields: Any) -> Point:
@@ -74,6 +75,15 @@ def test_a_point_is_read_off_the_outcomes_of_its_runs() -> None:
     one = fronts.point("n", "g", by_seed, costs=("asks", "usd"))
     assert (one.mean("em"), one.mean("asks"), one.mean("usd")) == (0.5, 1.0, 0.5)
     assert one.values["asks"].tolist() == [[0.0, 0.0], [2.0, 2.0]]
+
+
+def test_verdicts_are_of_the_interval_or_of_the_figure() -> None:
+    wide, narrow = Estimate(0.1, (-0.1, 0.3)), Estimate(0.1, (0.05, 0.2))
+    assert fronts.is_above(narrow, 0.0) and not fronts.is_above(wide, 0.0)
+    assert fronts.reaches(wide, 0.1) and not fronts.reaches(wide, 0.11)
+    for unknown in (Estimate(None, None), Estimate(0.1, None)):
+        assert not fronts.is_above(unknown, 0.0)
+    assert not fronts.reaches(Estimate(None, None), 0.0)
 
 
 def test_rows_say_on_which_fronts_a_point_stands() -> None:
