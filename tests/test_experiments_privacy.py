@@ -119,7 +119,7 @@ def job(folder: Path, seed: int, *episodes: dict[str, Any]) -> Any:
     path = folder / episode_log.FOLDER / episode_log.EVALUATION
     path.parent.mkdir(parents=True)
     other = episode("q0", ("all of it", ["name"])) | {"strategy": "llm_alone"}
-    lines = [json.dumps(one).encode() for one in (other, *episodes)]
+    lines = [json.dumps(one).encode() for one in (*episodes, other)]
     path.write_bytes(gzip.compress(b"\n".join(lines)))
     return SimpleNamespace(folder=folder, run=SimpleNamespace(seed=seed))
 
