@@ -168,10 +168,10 @@ def test_thresholds_that_lead_to_one_episode_share_it(
     candidates = [
         Candidate("step_cascade", Setting(kind, threshold))
         for kind in evaluator.kinds
-        for threshold in (-1.0, *np.linspace(0.0, 8.0, 9))
+        for threshold in (-1.0, 0.0, 2.0, 4.0, 6.0, 8.0)
     ]
     together = evaluator._episodes(candidates, problems, "together")
-    assert len(made) < 0.7 * len(candidates) * len(problems)
+    assert len(made) < 0.8 * len(candidates) * len(problems)
     tokens = set()
     for candidate in candidates:
         alone = evaluator._episodes([candidate], problems, "alone")[candidate]
