@@ -199,7 +199,7 @@ def test_the_teacher_words_replies_as_traces_are_read_and_injects_nothing(
     tiny_config.llm.scripted.update({"style": "prose", "injection_rate": 1.0})
     tiny_config.llm.helpers = {
         "it": {"style": "answers", "refuse_rate": 0.0},
-        "mute": {"refuse_rate": 1.0},
+        "mute": {"refuse_rate": 1.0, "injection_rate": 0.0},
     }
     assembled = assemble(tiny_config, str(tmp_path))
     problem = next(p for p in assembled.task.problems("train") if not p.steps[-1].is_local)

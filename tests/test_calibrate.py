@@ -130,8 +130,8 @@ def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     params = assembly.initial_params()
     head = params["action_head"]
     params["action_head"] = {
-        "kernel": jax.random.normal(jax.random.key(3), head["kernel"].shape),
-        "bias": head["bias"].at[FIRST_REQUEST_ID:].set(-0.5),
+        "kernel": 0.5 * jax.random.normal(jax.random.key(3), head["kernel"].shape),
+        "bias": head["bias"].at[FIRST_REQUEST_ID:].set(-3.0),
     }
     return Evaluator(assembly, params)
 
