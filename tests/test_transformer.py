@@ -168,6 +168,21 @@ def test_causal_by_gradient_with_and_without_remat() -> None:
     np.testing.assert_allclose(slope_SD, again_SD, rtol=1e-4, atol=1e-6)
 
 
+def test_sequences_of_a_row_see_nothing_of_each_other() -> None:
+    """Each as if it stood alone, bit for bit whatever the others are; what has no position, too."""
+    params, tokens, lengths = initial(BASE), some_tokens(1, 16), (5, 1, 7)
+    positions = np.concatenate([*map(np.arange, lengths), np.full(3, -1)])[None]
+    together = np.asarray(run(BASE, params, tokens, positions)[0])
+    assert np.isfinite(together).all()
+    for start, length in zip((0, 5, 6), lengths, strict=True):
+        own = (np.arange(16) >= start) & (np.arange(16) < start + length)
+        alone = read(BASE, params, tokens[:, own])
+        np.testing.assert_allclose(together[:, own], alone, atol=2e-5)
+        others = np.where(own, tokens, (tokens + 7) % BASE.vocabulary)
+        changed = np.asarray(run(BASE, params, others, positions)[0])
+        np.testing.assert_array_equal(changed[:, own], together[:, own])
+
+
 def test_padding_changes_nothing(config: TransformerConfig) -> None:
     params = initial(config)
     tokens = some_tokens(3, 8)

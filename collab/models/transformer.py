@@ -231,7 +231,9 @@ class Block(nn.Module):
             query, key = (rotate(z, positions_BS, config) for z in (query, key))
             if cache is None:
                 key_BMTC, value_BMTC = key.swapaxes(1, 2), value.swapaxes(1, 2)
-                visible = jnp.tril(jnp.ones((1, x_BSD.shape[1], x_BSD.shape[1]), bool))
+                index_S = jnp.arange(S)
+                first_BS = index_S - positions_BS  # of the sequence that a token belongs to
+                visible = (index_S >= first_BS[:, :, None]) & (index_S <= index_S[:, None])
             else:
                 rows = jnp.arange(x_BSD.shape[0])[:, None]
                 key_BMTC, value_BMTC = (
@@ -253,9 +255,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens to final hidden states; `unembed` turns those into logits.
 
-    Without a cache the whole sequence is read causally, layers scanned. With one, keys and values
-    of the given tokens are written at `positions_BS` (a position at or past the capacity writes
-    nothing) and each token sees what stands at positions up to its own; layers are unrolled.
+    Without a cache rows are read causally, layers scanned. A row may hold several sequences: each
+    begins where its positions do, at 0, and sees nothing of the others. With a cache, keys and
+    values of the given tokens are written at `positions_BS` (a position at or past the capacity
+    writes nothing) and each token sees what stands at positions up to its own; layers are unrolled.
     """
 
     config: TransformerConfig
