@@ -249,6 +249,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "clip_ratio": 0.2,
                 "head_clip_ratio": 0.2,
                 "updates": 1,  # optimiser steps per batch
+                "chunk_rows": 0,  # of contexts read at once, no number moves; 0 = suits the device
                 "decision_weight": 1.0,
                 "kl_weight": 0.05,  # to the cold start, per token and per decision
                 "entropy_weight": 0.01,  # of the head

@@ -94,6 +94,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
+def row_parts(mesh: Mesh) -> int:
+    """How many parts the rows are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def leaf_paths(tree: Any) -> list[str]:
     """The "/"-joined path of every leaf, in `jax.tree.leaves` order."""
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -122,7 +127,7 @@ def put_rows(tree: Any, mesh: Mesh) -> Any:
     Raises: ValueError if the rows do not divide by the mesh's row axes.
     """
     sharding = row_sharding(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_parts(mesh)
 
     def put(leaf: Any) -> jax.Array:
         array = np.asarray(leaf)

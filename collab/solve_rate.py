@@ -102,26 +102,12 @@ def fit_labels(
     target_BKA, labelled_BK = pad_labels(labels, rows, decisions)
     metrics: dict[str, float] = {}
     if labelled_BK.any() and assembly.config.cold_start.label_steps:
-        hidden_BKD = _hidden(assembly, params, steps=steps, batch=batch)
-        placed = sharding.put_rows((hidden_BKD, batch, target_BKA, labelled_BK), assembly.mesh)
-        params, loss = steps.fit_head(params, *placed)
+        placed = sharding.put_rows((batch, target_BKA, labelled_BK), assembly.mesh)
+        hidden_BKD = steps.hidden(params, placed[0])
+        params, loss = steps.fit_head(params, hidden_BKD, *placed)
         metrics["label_loss"] = float(jax.device_get(loss))
     terms = [score(episode, assembly.config.reward) for episode in episodes]
     return params, {**metrics, **figures(episodes, terms, assembly.engine.names)}
-
-
-def _hidden(assembly: Assembly, params: Params, *, steps: Steps, batch: Batch) -> np.ndarray:
-    """Hidden state that each decision reads, f32 [B, K, D]; as many rows at once as in a rollout.
-
-    There are many more labels than rows: all at once would need gigabytes for the attention.
-    """
-    rows = assembly.config.rollout.rows
-    parts = []
-    for first in range(0, len(batch.tokens_BS), rows):
-        part = jax.tree.map(lambda leaf, first=first: leaf[first : first + rows], batch)
-        hidden = steps.hidden(params, sharding.put_rows(part, assembly.mesh))
-        parts.append(sharding.fetch(hidden))
-    return np.concatenate(parts)
 
 
 def constant_rewards(

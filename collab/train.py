@@ -334,6 +334,7 @@ class Trainer:
             decisions=limits.max_segments,
             actions=limits.actions,
             features=limits.features,
+            shards=sharding.row_parts(self.a.mesh),
         )
 
     def _write(self, stage: str, metrics: dict[str, Any]) -> dict[str, float]:

@@ -44,4 +44,4 @@ def test_the_batch_is_saved_and_parameters_and_the_key_are_named(
     )
     saved = np.load(path)
     assert set(saved) == set(vars(BATCH))
-    assert np.array_equal(saved["tokens_BS"], BATCH.tokens_BS)
+    assert np.array_equal(saved["tokens_QRS"], BATCH.tokens_QRS)

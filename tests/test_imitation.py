@@ -102,10 +102,14 @@ def test_the_fit_moves_the_head_alone_and_towards_the_labels(
         episodes.append(dataclasses.replace(made, trace=trace))
     policy = Policy(transformer_config(tiny_config.model, 64), len(NAMES))
     params = init_params(policy, jax.random.key(0), len(FEATURES))
-    batch = collate(
-        [episode.trace for episode in episodes],
-        rows=8, capacity=64, decisions=2, actions=len(NAMES), features=len(FEATURES),
-    )  # fmt: skip
+    batches = [
+        collate(
+            [episode.trace for episode in episodes], rows=8, capacity=64, decisions=2,
+            actions=len(NAMES), features=len(FEATURES), shards=shards,
+        )
+        for shards in (1, sharding.row_parts(mesh))
+    ]  # fmt: skip
+    batch = batches[0]
     target, labelled = pad_labels([label_decisions(e) for e in episodes], 8, 2)
 
     @jax.jit
@@ -118,7 +122,7 @@ def test_the_fit_moves_the_head_alone_and_towards_the_labels(
 
     placed = jax.device_put(params, sharding.param_shardings(params, mesh))
     fitted, loss, hidden = sharding.fetch(
-        fit(placed, *sharding.put_rows((batch, target, labelled), mesh))
+        fit(placed, *sharding.put_rows((batches[1], target, labelled), mesh))
     )
     for found, expected in zip(
         jax.tree.leaves(fitted), jax.tree.leaves(fit(params, batch, target, labelled)[0]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from collab.config import default_config
 from collab.models.policy import Policy, init_params
 from collab.models.transformer import TransformerConfig
 from collab.rewards import score
+from collab.rl import batch as batch_module
 from collab.rl import load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
@@ -62,6 +63,15 @@ def make_step(objective: str, policy: Policy) -> Callable[..., Any]:
             state, reference, batch, objective=rule, weights=weights
         )
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_shape() -> Iterator[None]:
+    """Batches as large as can be, so that one program serves all."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(batch_module, "ROW_SHARES", 1)
+        monkeypatch.setattr(batch_module, "WRITTEN_SHARES", 1)
+        yield
 
 
 def collated(episodes: list[Episode]) -> Batch[np.ndarray]:

@@ -148,6 +148,7 @@ def gaps(engine: Engine, params: Any, episodes: list[Any]) -> tuple[float, float
         decisions=limits.max_segments,
         actions=limits.actions,
         features=limits.features,
+        shards=sharding.row_parts(engine.mesh),
     )
     decoder = engine.decoder
     logp_BN, logp_BKA = jax.jit(

@@ -51,8 +51,10 @@ def small_config() -> ml_collections.ConfigDict:
 
 
 def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches as long as the capacity, so that one program serves all; a metrics line each step."""
+    """Batches as large as can be, so that one program serves all; a metrics line each step."""
     monkeypatch.setattr(batch_module, "LENGTH_BUCKET", small_config().rollout.capacity)
+    monkeypatch.setattr(batch_module, "ROW_SHARES", 1)
+    monkeypatch.setattr(batch_module, "WRITTEN_SHARES", 1)
     monkeypatch.setattr(train_module, "IMITATION_LOG_EVERY", 1)
 
 
@@ -528,7 +530,7 @@ def test_a_loss_that_is_not_finite_stops_saves_the_batch_and_names_the_leaf(
     assert "lower rl.learning_rate" in message
     (saved,) = tmp_path.glob("bad_batch_*.npz")
     assert str(saved) in message
-    assert {"tokens_BS", "advantage_BN", "action_BK"} <= set(np.load(saved))
+    assert {"tokens_QRS", "advantage_BN", "action_BK"} <= set(np.load(saved))
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=9)
     assert checkpointer.steps()[-1] == FIRST_RL + 1  # the poisoned parameters were not saved
     checkpointer.close()

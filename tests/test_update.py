@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from collab.rl.batch import Batch, collate
 from collab.rl.grpo import Grpo
 from collab.rl.update import Learner, TrainState, make_optimizer
 from collab.rollout.state import FEATURES
-from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params
+from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params, Trace
 from episodes import NAMES, make_trace
 
 A, F = len(NAMES), len(FEATURES)
@@ -72,9 +72,9 @@ LONG = dataclasses.replace(
 SHORT = make_trace([ANSWER_ID])
 
 
-def make_batch() -> Batch[np.ndarray]:
+def make_batch(traces: Sequence[Trace] = (LONG, SHORT), shards: int = 1) -> Batch[np.ndarray]:
     """LONG, SHORT and 6 empty rows; ratios to the sampler inside and outside of the clip."""
-    batch = collate([LONG, SHORT], rows=8, capacity=64, decisions=6, actions=A, features=F)
+    batch = collate(traces, rows=8, capacity=64, decisions=6, actions=A, features=F, shards=shards)
     rng, real_BN = np.random.default_rng(0), batch.written_BN
     advantage_BN = np.where(real_BN, rng.normal(size=real_BN.shape), 0.0)
     sampler_BN = np.where(real_BN, -3.3 + rng.normal(size=real_BN.shape), 0.0)
@@ -216,8 +216,6 @@ def test_the_head_is_not_folded_into_the_token_mean() -> None:
 
 # --- masks ---------------------------------------------------------------------------------
 
-S_LONG, S_SHORT = len(LONG.tokens_S), len(SHORT.tokens_S)
-
 
 def changed(batch: Batch, name: str, where: np.ndarray, value: Any) -> Batch:
     array = getattr(batch, name)
@@ -225,13 +223,8 @@ def changed(batch: Batch, name: str, where: np.ndarray, value: Any) -> Batch:
     return dataclasses.replace(batch, **{name: np.where(mask, value, array).astype(array.dtype)})
 
 
-def after_the_end(batch: Batch) -> np.ndarray:
-    length_B = np.array([S_LONG, S_SHORT, *[0] * 6])
-    return np.arange(batch.tokens_BS.shape[1]) >= length_B[:, None]
-
-
 CHANGES: dict[str, Callable[[Batch], Batch]] = {
-    "tokens after the end": lambda b: changed(b, "tokens_BS", after_the_end(b), 9),
+    "tokens of no episode": lambda b: changed(b, "tokens_QRS", b.positions_QRS < 0, 9),
     "places of unwritten tokens": lambda b: changed(b, "written_at_BN", ~b.written_BN, 7),
     "their sampler": lambda b: changed(b, "sampler_logp_BN", ~b.written_BN, -5.0),
     "their advantage": lambda b: changed(b, "advantage_BN", ~b.written_BN, 3.0),
@@ -346,8 +339,8 @@ def test_the_gradient_norm_is_clipped_and_the_rate_scheduled() -> None:
 @pytest.mark.parametrize("stage", ["policy_gradient", "imitate"])
 def test_numbers_do_not_depend_on_the_mesh(stage: str, mesh: jax.sharding.Mesh) -> None:
     """Loss, metrics and gradient, jitted with the layouts that training uses."""
-    # The two rows with something to learn lie on different devices.
-    batch = jax.tree.map(lambda leaf: leaf[[0, 2, 3, 4, 5, 1, 6, 7]], make_batch())
+    traces = [LONG, *[SHORT] * 7]  # every device has something to learn
+    batch, split = make_batch(traces), make_batch(traces, sharding.row_parts(mesh))
     state, reference = LEARNER.start(make_params(POLICY_SEED)), make_params(REFERENCE_SEED)
 
     def step(state: TrainState, reference: Params, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -360,7 +353,7 @@ def test_numbers_do_not_depend_on_the_mesh(stage: str, mesh: jax.sharding.Mesh) 
     layout = sharding.param_shardings(state, mesh)
     placed = jax.device_put((state, reference), (layout, layout.params))
     new, metrics = quick_jit(step, out_shardings=(layout, sharding.replicated(mesh)))(
-        *placed, sharding.put_rows(batch, mesh)
+        *placed, sharding.put_rows(split, mesh)
     )
     got = sharding.fetch((metrics, new.optimizer.trace))
     jax.tree.map(

@@ -17,6 +17,7 @@ import optax
 
 from collab.metrics import masked_mean
 from collab.models.policy import HEAD, Policy
+from collab.rl import reading
 from collab.rl.batch import Batch
 from collab.tasks.grading import exact_match
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK, THINK_ID, Episode, Params
@@ -85,12 +86,10 @@ def pad_labels(
     return target_BKA, is_labelled_BK
 
 
-def decision_hidden(policy: Policy, params: Params, batch: Batch) -> jax.Array:
-    """Hidden state that each decision reads, f32 [B, K, D]."""
-    B, S = batch.tokens_BS.shape
-    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
-    hidden_BSD, _ = policy.apply({"params": params}, batch.tokens_BS, positions_BS)
-    return hidden_BSD[jnp.arange(B)[:, None], batch.decided_at_BK].astype(jnp.float32)
+def decision_hidden(policy: Policy, params: Params, batch: Batch, chunk_rows: int = 0) -> jax.Array:
+    """Hidden state that each decision reads, f32 [B, K, D]; `reading.hidden_states` of chunks."""
+    hidden_QTD = reading.hidden_states(policy, params, batch, chunk_rows)
+    return reading.at_decisions(hidden_QTD, batch).astype(jnp.float32)
 
 
 def fit_head(

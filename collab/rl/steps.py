@@ -33,7 +33,7 @@ class Steps:
         is_barred_V: np.ndarray,
     ) -> None:
         self._mesh, whole = mesh, sharding.replicated(mesh)
-        cold, rl = _cold_learner(config, policy, is_barred_V), _learner(config, policy, is_barred_V)
+        cold, rl = cold_learner(config, policy, is_barred_V), _learner(config, policy, is_barred_V)
         self._shapes = jax.eval_shape(cold.start, param_shapes)
         self._layout = layout = sharding.param_shardings(self._shapes, mesh)
         self.start_cold = jax.jit(cold.start, out_shardings=layout)
@@ -54,7 +54,9 @@ class Steps:
         self.copy = jax.jit(
             lambda tree: jax.tree.map(lambda leaf: leaf.copy(), tree), out_shardings=layout.params
         )
-        self.hidden = jax.jit(lambda params, batch: decision_hidden(policy, params, batch))
+        self.hidden = jax.jit(
+            lambda params, batch: decision_hidden(policy, params, batch, config.rl.chunk_rows)
+        )
         self.fit_head = jax.jit(
             lambda params, hidden, batch, target, labelled: fit_head(
                 policy, params, hidden, batch, target, labelled,
@@ -84,8 +86,8 @@ class Steps:
         return {name: getattr(self, name)._cache_size() for name in ("imitate", "policy_gradient")}
 
 
-def _cold_learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
-    """Of the imitation. Its head learns no faster: it would pull the trunk away from copying."""
+def cold_learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
+    """The imitation's. Its head learns no faster: it would pull the trunk away from copying."""
     cold = config.cold_start
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, cold.learning_rate, cold.warmup, max(cold.steps, cold.warmup + 1)
@@ -93,7 +95,7 @@ def _cold_learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learn
     optimizer = make_optimizer(
         schedule, clip_norm=config.rl.clip_norm, head_rate=1.0, feature_rate=1.0
     )
-    return Learner(policy, optimizer, is_barred_V, 1.0)
+    return Learner(policy, optimizer, is_barred_V, 1.0, config.rl.chunk_rows)
 
 
 def _learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
@@ -106,4 +108,4 @@ def _learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
     optimizer = make_optimizer(
         schedule, clip_norm=rl.clip_norm, head_rate=rl.head_rate, feature_rate=rl.feature_rate
     )
-    return Learner(policy, optimizer, is_barred_V, config.rollout.temperature)
+    return Learner(policy, optimizer, is_barred_V, config.rollout.temperature, rl.chunk_rows)

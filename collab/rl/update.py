@@ -22,8 +22,7 @@ import optax
 
 from collab.metrics import masked_mean
 from collab.models.policy import HEAD, Policy
-from collab.models.sampling import token_logp
-from collab.rl import Objective, value
+from collab.rl import Objective, reading, value
 from collab.rl.batch import Batch
 from collab.types import Params
 
@@ -63,13 +62,14 @@ def log_probabilities(
     batch: Batch[jax.Array],
     is_barred_V: np.ndarray,
     temperature: float,
+    chunk_rows: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced log-probabilities, the same numbers as the sampler's.
 
-    Returns of each written token given those before it f32 [B, N], and of every action at each
-    decision f32 [B, K, A] under its legal mask.
+    chunk_rows: as in `reading.hidden_states`. Returns of each written token given those before it
+    f32 [B, N], and of every action at each decision f32 [B, K, A] under its legal mask.
     """
-    return _read(policy, params, batch, is_barred_V, temperature)[:2]
+    return _read(policy, params, batch, is_barred_V, temperature, chunk_rows)[:2]
 
 
 def _read(
@@ -78,38 +78,31 @@ def _read(
     batch: Batch[jax.Array],
     is_barred_V: np.ndarray,
     temperature: float,
+    chunk_rows: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`log_probabilities`, and the hidden states that the decisions read [B, K, D]."""
-    B, S = batch.tokens_BS.shape
-    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
-    hidden_BSD, _ = policy.apply({"params": params}, batch.tokens_BS, positions_BS)
-    row_B1 = jnp.arange(B)[:, None]
-    with jax.named_scope("token_logp"):
-        logits_BNV = policy.apply(
-            {"params": params},
-            hidden_BSD[row_B1, batch.written_at_BN - 1],
-            method=Policy.token_logits,
-        )
-        logp_BNV = token_logp(logits_BNV, jnp.asarray(is_barred_V), jnp.float32(temperature))
-        written_BN1 = batch.tokens_BS[row_B1, batch.written_at_BN][..., None]
-        logp_BN = jnp.take_along_axis(logp_BNV, written_BN1, axis=-1)[..., 0]
-    hidden_BKD = hidden_BSD[row_B1, batch.decided_at_BK]
+    hidden_QTD = reading.hidden_states(policy, params, batch, chunk_rows)
+    logp_BN = reading.written_logp(policy, params, hidden_QTD, batch, is_barred_V, temperature)
+    hidden_BKD = reading.at_decisions(hidden_QTD, batch)
     action_logits_BKA = policy.apply(
         {"params": params}, hidden_BKD, batch.features_BKF, method=Policy.action_logits
     )
     legal_logits_BKA = jnp.where(batch.legal_BKA, action_logits_BKA, -1e30)
-    logp_BN = jnp.where(batch.written_BN, logp_BN, 0.0)
     return logp_BN, jax.nn.log_softmax(legal_logits_BKA, axis=-1), hidden_BKD
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """The static side of an update: network, optimiser, objective, weights of the loss."""
+    """The static side of an update: network, optimiser, objective, weights of the loss.
+
+    chunk_rows: `config.rl.chunk_rows`; it moves no number.
+    """
 
     policy: Policy
     optimizer: optax.GradientTransformation
     is_barred_V: np.ndarray
     temperature: float
+    chunk_rows: int = 0
 
     def start(self, params: Params) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
@@ -218,7 +211,9 @@ class Learner:
     def _read(
         self, params: Params, batch: Batch[jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _read(self.policy, params, batch, self.is_barred_V, self.temperature)
+        return _read(
+            self.policy, params, batch, self.is_barred_V, self.temperature, self.chunk_rows
+        )
 
     def _apply(self, state: TrainState, loss_of: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -108,6 +108,7 @@ def knowledge(run: Restored) -> list[dict[str, Any]]:
             decisions=limits.max_segments,
             actions=limits.actions,
             features=limits.features,
+            shards=sharding.row_parts(assembly.mesh),
         )
         logp_BKA = sharding.fetch(read(run.params, sharding.put_rows(batch, assembly.mesh)))
         p_asking_BK = np.exp(logp_BKA[..., FIRST_REQUEST_ID:]).sum(-1)
