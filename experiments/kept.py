@@ -8,6 +8,7 @@ with it. `python -m experiments.NAME` takes a kept run for made. To make it agai
 from __future__ import annotations
 
 import io
+import json
 import pathlib
 import zipfile
 
@@ -18,6 +19,7 @@ KEPT = pathlib.Path(__file__).parent / "kept"
 # Not of interest once a run is made, or too large.
 LEFT_OUT = ("checkpoints/", "cold_start/", "tokenizer/", "data/", "plots/", "tensorboard/")
 LEFT_OUT_FILES = ("study_config.py", "log.txt", "samples.txt", ".lock", "episodes/training.jsonl")
+FOLDERS = (("compile_cache",), ("task", "data_dir"), ("cold_start", "from_run"))  # of one machine
 LARGEST_BYTES = 1 << 20
 ALWAYS = (1980, 1, 1, 0, 0, 0)  # a time of every file, so that the same content is the same archive
 
@@ -41,9 +43,7 @@ def keep(job: Job, kept: pathlib.Path) -> None:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
         for name, path in found.items():
             if not name.startswith(LEFT_OUT) and name not in LEFT_OUT_FILES:
-                file.writestr(
-                    zipfile.ZipInfo(name, ALWAYS), path.read_bytes(), zipfile.ZIP_DEFLATED
-                )
+                file.writestr(zipfile.ZipInfo(name, ALWAYS), _content(path), zipfile.ZIP_DEFLATED)
     content = archive.getvalue()
     if len(content) > LARGEST_BYTES:
         raise ValueError(
@@ -77,3 +77,17 @@ def take_away(job: Job, kept: pathlib.Path) -> None:
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
                 (job.folder / name).unlink(missing_ok=True)
+
+
+def _content(path: pathlib.Path) -> bytes:
+    """A file's bytes; of a config without the folders of the machine that it ran on."""
+    if path.name not in ("config.json", "evaluation.json"):
+        return path.read_bytes()
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    for *parents, leaf in FOLDERS:
+        table = saved.get("config", saved)
+        for parent in parents:
+            table = table.get(parent, {})
+        if leaf in table:
+            table[leaf] = ""
+    return json.dumps(saved, indent=1).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_the_same_content_is_the_same_archive_and_more_is_added(job: Job, tmp_pa
     keep(job, kept)
     with zipfile.ZipFile(path_of(job, kept)) as file:
         assert set(file.namelist()) == {*FIGURES, "boundaries.json"}
+
+
+def test_no_folder_of_the_machine_is_kept(job: Job, tmp_path: Path) -> None:
+    places = {"compile_cache": "/here", "task": {"data_dir": "/there", "train": 3}, "seed": 1}
+    (job.folder / "config.json").write_text(json.dumps(places))
+    (job.folder / "evaluation.json").write_text(json.dumps({"config": places, "rows": []}))
+    keep(job, tmp_path / "kept")
+    with zipfile.ZipFile(path_of(job, tmp_path / "kept")) as file:
+        config, evaluation = (json.loads(file.read(f"{n}.json")) for n in ("config", "evaluation"))
+    assert config == {"compile_cache": "", "task": {"data_dir": "", "train": 3}, "seed": 1}
+    assert evaluation == {"config": config, "rows": []}
 
 
 def test_what_is_too_large_is_refused_by_name(job: Job, tmp_path: Path) -> None:
