@@ -1,4 +1,4 @@
-"""The one schema: every key, its default and unit; reading config files and overrides against it.
+"""The one schema: every key, its default and unit; reading config files against it.
 
 `configs/*.py` return `default_config()` with a few deltas. What values may be is in `collab.rules`.
 """
@@ -9,7 +9,7 @@ import difflib
 import pathlib
 import runpy
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -353,48 +353,6 @@ def load_config(path: str) -> ml_collections.ConfigDict:
             f"{where} must define get_config(), which changes and returns default_config()"
         )
     return config
-
-
-def read_overrides(arguments: Sequence[str], known: Mapping[str, Any]) -> list[str]:
-    """Refuse a `--config.KEY=VALUE` whose key is unknown or whose value has another type.
-
-    known: the flattened config. Returns the arguments, lists (a,b) spelled as Python has them.
-    Raises: ValueError with the nearest keys, or the type and the default.
-    """
-    read = []
-    for argument in arguments:
-        name, _, text = argument.lstrip("-").partition("=")
-        path = name.removeprefix("no").removeprefix("config.")  # --noconfig.KEY: false
-        is_override = argument.startswith("-") and name.endswith(f"config.{path}")
-        if is_override and path not in known:
-            table = next((table for table in OPEN_TABLES if path.startswith(table)), "")
-            hint = f"; a config file may add rows to {table[:-1]}" if table else ""
-            near = near_matches(path, list(known))
-            raise ValueError(f"config key {path!r} is unknown{near}{hint}")
-        if is_override and "=" in argument:
-            argument = f"--{name}={_spelled(path, text, known[path])}"
-        read.append(argument)
-    return read
-
-
-def _spelled(path: str, text: str, default: Any) -> str:
-    """The text of an override as ml_collections reads it."""
-    wanted = type(default)
-    is_right = True
-    if wanted in (int, float):
-        try:
-            wanted(text)
-        except ValueError:
-            is_right = False
-    elif wanted is bool:
-        is_right = text.lower() in ("true", "false", "1", "0")
-    elif wanted is tuple and not text.startswith("("):
-        return repr(tuple(part for part in text.split(",") if part))
-    if not is_right:
-        raise ValueError(
-            f"{path}={text!r} must be of type {wanted.__name__}, such as its default {default!r}"
-        )
-    return text
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

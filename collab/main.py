@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from collab.config import flatten, load_config, read_overrides
+from collab.config import flatten, load_config
+from collab.overrides import read_overrides
 from collab.rules import validate
 
 MODES = ("train", "evaluate", "ask", "calibrate", "probe")

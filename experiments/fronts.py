@@ -114,21 +114,9 @@ def quality_at(points: Sequence[Point], cost: str, most: float) -> np.ndarray | 
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-def is_above(estimate: Estimate, bound: float) -> bool:
-    """Whether the whole interval is."""
-    return estimate.ci is not None and estimate.ci[0] > bound
-
-
 def reaches(estimate: Estimate, bound: float) -> bool:
     """Whether the figure is at least the bound, whatever its interval."""
     return estimate.figure is not None and estimate.figure >= bound
-
-
-def say(claims: Sequence[Mapping[str, Any]]) -> None:
-    """Print a line a claim."""
-    for row in claims:
-        verdict = "holds" if row["holds"] else "FAILS"
-        print(f"{verdict}: {row['claim']}: {row['figure']} {row['ci']}")
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def falls(
         ),
         results.claim(
             f"{axis.name}: at no step of {axis.label} is {what} shown to rise; the largest rise",
-            rise, seeds=seeds, holds=rise.ci is not None and not is_above(rise),
+            rise, seeds=seeds, holds=rise.ci is not None and not statistics.is_above(rise),
         ),
     ]  # fmt: skip
 
@@ -104,13 +104,8 @@ def rises(
     trend = statistics.correlation(level_of(axis, values_LSQ), values_LSQ, per_LSQ)
     return results.claim(
         f"{axis.name}: {what} rises with {axis.label}, rank correlation over runs above 0",
-        trend, seeds=seeds, holds=is_above(trend),
+        trend, seeds=seeds, holds=statistics.is_above(trend),
     )  # fmt: skip
-
-
-def is_above(estimate: Estimate) -> bool:
-    """Whether the whole interval is above 0."""
-    return estimate.ci is not None and estimate.ci[0] > 0.0
 
 
 def is_below(estimate: Estimate) -> bool:

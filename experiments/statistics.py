@@ -29,6 +29,11 @@ class Estimate:
     ci: tuple[float, float] | None
 
 
+def is_above(estimate: Estimate, bound: float = 0.0) -> bool:
+    """Whether the whole interval is."""
+    return estimate.ci is not None and estimate.ci[0] > bound
+
+
 def values_of(
     by_seed: Sequence[Sequence[Outcome]], strategy: str, metric: str = "reward"
 ) -> np.ndarray:

@@ -23,6 +23,7 @@ from collab.types import (
     Problem,
     Segment,
     Status,
+    Step,
     Trace,
     action_names,
 )
@@ -109,4 +110,16 @@ def make_trace(actions: Sequence[int]) -> Trace:
         action_logp_KA=action_logp_KA,
         legal_KA=np.ones((K, len(NAMES)), bool),
         features_KF=np.arange(K * len(FEATURES), dtype=np.float32).reshape(K, -1) / 10.0,
+    )
+
+
+def half_asked(steps: Sequence[Step], **problem: Any) -> Episode:
+    """Six segments: a draft from the notes, one that was kept, one that was asked about."""
+    return make_episode(
+        think("my clinic = Tidar"),
+        think("head of Tidar = Bel"),
+        think("home of Bel = Gutok"),
+        ask("home of Bel", text="home of Bel = Sofen"),
+        answer("Sofen"),
+        problem=make_problem(steps=steps, **problem),
     )

@@ -15,9 +15,9 @@ from collab.config import (
     flatten,
     load_config,
     near_matches,
-    read_overrides,
     request_names,
 )
+from collab.overrides import read_overrides
 from collab.rules import AT_LEAST_ONE, POSITIVE, validate
 
 DEFAULTS = flatten(default_config())

@@ -32,7 +32,7 @@ from collab.report import METRICS
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES, Setting
 from collab.types import Episode, Step
-from episodes import answer, ask, make_episode, make_problem, think
+from episodes import answer, ask, half_asked, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
 WITHOUT_SLM = {"llm_alone", "cascade"}
@@ -283,14 +283,7 @@ def test_a_baseline_without_learned_weights_is_compared_alone(
 
 
 def test_the_learned_rates_are_of_drafts_that_are_not_local() -> None:
-    episode = make_episode(
-        think("my clinic = Tidar"),
-        think("head of Tidar = Bel"),
-        think("home of Bel = Gutok"),
-        ask("home of Bel", text="home of Bel = Sofen"),
-        answer("Sofen"),
-        problem=make_problem(steps=(Step("my clinic", "Tidar", is_local=True),)),
-    )
+    episode = half_asked((Step("my clinic", "Tidar", is_local=True),))
     rates = learned_rates([episode], [episode], range(3, 5))
     assert (rates.asks_per_draft, rates.kind) == (0.5, 3)
     assert rates.surprises == tuple(episode.trace.features_KF[[2, 3], 0])

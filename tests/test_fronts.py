@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from collab.report import Outcome
-from experiments import fronts
+from experiments import fronts, statistics
 from experiments.fronts import Point
 from experiments.statistics import Estimate
 
@@ -79,10 +79,10 @@ def test_a_point_is_read_off_the_outcomes_of_its_runs() -> None:
 
 def test_verdicts_are_of_the_interval_or_of_the_figure() -> None:
     wide, narrow = Estimate(0.1, (-0.1, 0.3)), Estimate(0.1, (0.05, 0.2))
-    assert fronts.is_above(narrow, 0.0) and not fronts.is_above(wide, 0.0)
+    assert statistics.is_above(narrow, 0.0) and not statistics.is_above(wide, 0.0)
     assert fronts.reaches(wide, 0.1) and not fronts.reaches(wide, 0.11)
     for unknown in (Estimate(None, None), Estimate(0.1, None)):
-        assert not fronts.is_above(unknown, 0.0)
+        assert not statistics.is_above(unknown, 0.0)
     assert not fronts.reaches(Estimate(None, None), 0.0)
 
 

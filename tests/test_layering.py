@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A name stands for a module, or for a package with all that is not named apart.
 LAYERS = (
     {"types"},
-    {"config", "rules", "sharding", "tokenizers", "metrics", "checkpoint", "progress"},
+    {"config", "overrides", "rules", "sharding", "tokenizers", "metrics", "checkpoint", "progress"},
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {
         *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),

@@ -15,7 +15,7 @@ from collab.outcomes import outcome, read_outcomes, write_outcomes
 from collab.report import Outcome
 from collab.rewards import score
 from collab.types import Episode, FeedbackKind, PrivateUnit, Status, Step
-from episodes import answer, answer_back, ask, make_episode, make_problem, think
+from episodes import answer, answer_back, ask, half_asked, make_episode, make_problem, think
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -80,15 +80,7 @@ def row_of(episode: Episode, task: str) -> Outcome:
 
 
 def test_ask_rates_count_drafts_by_what_the_memory_holds() -> None:
-    """Six segments: a local draft, a known one kept, an unknown one asked about."""
-    episode = make_episode(
-        think("my clinic = Tidar"),
-        think("head of Tidar = Bel"),
-        think("home of Bel = Gutok"),
-        ask("home of Bel", text="home of Bel = Sofen"),
-        answer("Sofen"),
-        problem=make_problem(steps=HOPS, answers=("Sofen",)),
-    )
+    episode = half_asked(HOPS, answers=("Sofen",))
     row = row_of(episode, "world")
     assert (row.drafts_known, row.asked_known) == (1, 0)
     assert (row.drafts_unknown, row.asked_unknown) == (1, 1)

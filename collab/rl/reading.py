@@ -1,8 +1,8 @@
 """Teacher-forced reading of a batch: hidden states, and log-probabilities of what was written.
 
 The network reads a few packed rows at a time, the vocabulary a few written tokens at a time. On a
-CPU what a chunk needs stays in the cache: chunks, not packing alone, make the step faster there
-(experiments/bench/update_packing.py). Everywhere the logits of all tokens never exist at once.
+CPU what a chunk needs stays in the cache (experiments/bench/update_packing.py times the step).
+Everywhere the logits of all tokens never exist at once.
 Chunks that hold nothing are skipped, so that rounding R and M up to a bucket costs memory alone.
 Pure code.
 """

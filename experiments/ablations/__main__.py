@@ -97,32 +97,26 @@ def tabled(found: Found) -> dict[str, Columns]:
 
 def claims_of(found: Found, rows: Mapping[str, Columns]) -> list[dict[str, Any]]:
     """What is claimed: the constants, what is needed, and what the default is not worse than."""
-    claims = [_not_constant(rows[BASE])] if BASE in rows else []
+    claims = [_constancy(rows[BASE], is_constant=False)] if BASE in rows else []
     for one in VARIANTS:
         if one.name not in rows:
             continue
         row = rows[one.name]
         if one.is_constant is not None:
-            claims.append(_constant(row) if one.is_constant else _not_constant(row))
+            claims.append(_constancy(row, is_constant=one.is_constant))
         if one.against in rows:
             above = difference(found[one.name], found[one.against])
             claims.append(_compared(one, rows[one.against], row, above))
     return claims
 
 
-def _constant(row: Columns) -> dict[str, Any]:
+def _constancy(row: Columns, *, is_constant: bool) -> dict[str, Any]:
+    """That the policy is a learned constant, or that it is none."""
+    said, than = ("a", "less than") if is_constant else ("no", "at least")
     return results.claim(
-        f"{row.words}: the policy is a learned constant, its ask rate on unknown steps less than "
+        f"{row.words}: the policy is {said} learned constant, its ask rate on unknown steps {than} "
         f"{TELLING} above that on known ones",
-        row.telling, seeds=row.seeds, holds=row.verdict == "yes",
-    )  # fmt: skip
-
-
-def _not_constant(row: Columns) -> dict[str, Any]:
-    return results.claim(
-        f"{row.words}: the policy is no learned constant, its ask rate on unknown steps at least "
-        f"{TELLING} above that on known ones",
-        row.telling, seeds=row.seeds, holds=row.verdict == "no",
+        row.telling, seeds=row.seeds, holds=row.verdict == ("yes" if is_constant else "no"),
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ import os
 import pathlib
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from collab.llm.openai import OpenAIBackend
 from collab.privacy.gate import Gate
 from collab.report import git_commit
 from collab.types import HelpRequest
+from experiments.bench import records
 
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
 IN_FLIGHT, ROUNDS, REPEATS = 256, 12, 5
@@ -172,26 +172,6 @@ def measured(system: str, base_url: str) -> dict[str, float]:
     return found
 
 
-def table(repeats: list[dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    rows = []
-    for system in repeats[0]:
-        for metric in repeats[0][system]:
-            taken = [repeat[system][metric] for repeat in repeats]
-            ratios = [repeat[system][metric] / repeat[OURS][metric] for repeat in repeats]
-            rows.append(
-                {
-                    "system": system,
-                    "batch": IN_FLIGHT,
-                    "metric": metric,
-                    "value": statistics.median(taken),
-                    "min": min(taken),
-                    "max": max(taken),
-                    "ratio_to_ours": statistics.median(ratios),
-                }
-            )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.client_cpu")
     parser.add_argument("--load", nargs=2, metavar=("SYSTEM", "URL"), help=argparse.SUPPRESS)
@@ -217,11 +197,8 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-    rows = table(repeats)
-    print(f"{'system':14} {'metric':20} {'median':>9} {'lowest':>9} {'highest':>9} {'x ours':>7}")
-    for row in rows:
-        numbers = f"{row['value']:9.3f} {row['min']:9.3f} {row['max']:9.3f}"
-        print(f"{row['system']:14} {row['metric']:20} {numbers} {row['ratio_to_ours']:7.2f}")
+    rows = records.rows_of(repeats, ours=OURS, batch=IN_FLIGHT)
+    records.show(rows)
     versions = {THEIRS: importlib.metadata.version("openai")} if THEIRS in systems else {}
     content = {
         "rows": rows,

@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from collab.rl.batch import Batch, bucket, collate
 from collab.rl.steps import cold_learner
 from collab.rl.update import Learner
 from collab.types import Trace
+from experiments.bench import records
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "study.py"
 RESULTS = pathlib.Path(__file__).parent / "results" / "update_packing.json"
@@ -141,26 +141,6 @@ def measured(steps: dict[str, Callable[[], float]]) -> list[dict[str, dict[str, 
     return pairs
 
 
-def table(pairs: list[dict[str, dict[str, float]]], *, batch: int, of: str) -> list[dict[str, Any]]:
-    rows = []
-    for system in pairs[0]:
-        for metric in pairs[0][system]:
-            taken = [pair[system][metric] for pair in pairs]
-            ratios = [pair[system][metric] / pair[OURS][metric] for pair in pairs]
-            rows.append(
-                {
-                    "system": system,
-                    "batch": batch,
-                    "metric": f"{metric} of a step, {of}",
-                    "value": statistics.median(taken),
-                    "min": min(taken),
-                    "max": max(taken),
-                    "ratio_to_ours": statistics.median(ratios),
-                }
-            )
-    return rows
-
-
 def main() -> None:
     config = load_config(str(CONFIG))
     rows = []
@@ -173,10 +153,8 @@ def main() -> None:
                 traces, _ = assembly.synthesiser().batch(problems, rng, longest=longest)
                 pairs = measured(steps_of(assembly, traces))
                 of = f"traces up to {longest} tokens" if longest else "whole traces"
-                rows += table(pairs, batch=len(traces), of=of)
-    for row in rows:
-        numbers = f"{row['value']:7.3f} {row['min']:7.3f} {row['max']:7.3f}"
-        print(f"{row['system']:40} {row['metric']:40} {numbers} {row['ratio_to_ours']:6.2f}")
+                rows += records.rows_of(pairs, ours=OURS, batch=len(traces), of=f" of a step, {of}")
+    records.show(rows)
     cores = len(os.sched_getaffinity(0))
     content = {
         "rows": rows,

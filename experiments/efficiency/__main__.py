@@ -124,7 +124,7 @@ def _price_claims(priced: list[Point], seeds: list[int]) -> list[dict[str, Any]]
         results.claim(
             f"a turn at a price of {high.name} is taken less often than at {low.name}: asks saved "
             "a question",
-            fewer, seeds=seeds, holds=fronts.is_above(fewer, 0.0),
+            fewer, seeds=seeds, holds=statistics.is_above(fewer, 0.0),
         )
     ]  # fmt: skip
 
@@ -143,7 +143,7 @@ def _dial_claims(
             gap, holds = statistics.Estimate(None, None), False
         else:
             gap = statistics.difference(dial_SQ, one.values[fronts.QUALITY])
-            holds = fronts.is_above(gap, NO_WORSE)
+            holds = statistics.is_above(gap, NO_WORSE)
         kind = "a policy trained at a price of" if one.group == PRICE else "dual ascent to a"
         claims.append(
             results.claim(
@@ -188,7 +188,7 @@ def _saving_claims(points: list[Point], seeds: list[int]) -> list[dict[str, Any]
     return [
         results.claim(
             f"{text} ({least.group}, {least.name})",
-            saved, seeds=seeds, holds=fronts.is_above(saved, 0.0),
+            saved, seeds=seeds, holds=statistics.is_above(saved, 0.0),
         )
     ]  # fmt: skip
 
@@ -256,7 +256,7 @@ def main() -> int:
         )
         fronts.draw(points, COSTS, joined=(TURNED,)).savefig(HERE / "fronts.png", dpi=100)
         dual_figure(dual).savefig(HERE / "dual.png", dpi=100)
-    fronts.say(claims)
+    results.show(claims)
     return result.status
 
 

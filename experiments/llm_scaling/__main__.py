@@ -134,7 +134,7 @@ def claims_of(axis: Axis, values: Values, bits_Q: np.ndarray) -> list[dict[str, 
         levels.rises(axis, "information per request (bits)", gained, seeds, asks),
         results.claim(
             f"{axis.name}: a request brings more with {strongest} than with {weakest}, bits",
-            ends, seeds=seeds, holds=levels.is_above(ends),
+            ends, seeds=seeds, holds=statistics.is_above(ends),
         ),
     ]  # fmt: skip
 

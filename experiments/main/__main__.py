@@ -64,11 +64,11 @@ def claims_of(name: str, jobs: list[Job]) -> list[dict[str, Any]]:
     return [
         results.claim(
             f"{name}: learned is above the best static pipeline ({static}) in reward",
-            ahead, seeds=seeds, holds=_is_above(ahead, 0.0),
+            ahead, seeds=seeds, holds=statistics.is_above(ahead, 0.0),
         ),
         results.claim(
             f"{name}: learned is above the best constant, chosen on validation, in reward",
-            constant, seeds=seeds, holds=_is_above(constant, 0.0),
+            constant, seeds=seeds, holds=statistics.is_above(constant, 0.0),
         ),
         results.claim(
             f"{name}: learned closes at least {GOAL_SHARE:.0%} of the gap between the best "
@@ -80,10 +80,6 @@ def claims_of(name: str, jobs: list[Job]) -> list[dict[str, Any]]:
             em, seeds=seeds, holds=em.figure is not None and em.figure >= 0.0,
         ),
     ]  # fmt: skip
-
-
-def _is_above(estimate: statistics.Estimate, bound: float) -> bool:
-    return estimate.ci is not None and estimate.ci[0] > bound
 
 
 def of_boundaries(name: str, jobs: list[Job]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

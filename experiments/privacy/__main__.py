@@ -114,7 +114,7 @@ def claims_of(points: list[Point], seeds: list[int]) -> list[dict[str, Any]]:
             results.claim(
                 f"the policy of leak weight {USUAL:g} without a gate has an exact match no more "
                 f"than {-NO_WORSE:g} below that of weight 0 behind gate mask: first less second",
-                em, seeds=seeds, holds=fronts.is_above(em, NO_WORSE),
+                em, seeds=seeds, holds=statistics.is_above(em, NO_WORSE),
             )
         )  # fmt: skip
     return claims
@@ -203,7 +203,7 @@ def _gate_claims(
             results.claim(
                 f"{gate}, policy of leak weight {name}: exact match no more than {-NO_WORSE:g} "
                 "below that without the gate",
-                em, seeds=seeds, holds=fronts.is_above(em, NO_WORSE),
+                em, seeds=seeds, holds=statistics.is_above(em, NO_WORSE),
             ),
         ]  # fmt: skip
     return claims
@@ -256,7 +256,7 @@ def main() -> int:
         )
         fronts.draw(points, COSTS).savefig(HERE / "fronts.png", dpi=100)
         requests.figure(kinds).savefig(HERE / "kinds.png", dpi=100)
-    fronts.say(claims)
+    results.show(claims)
     return result.status
 
 

@@ -46,19 +46,15 @@ def claims(name: str, jobs: list[Job]) -> list[dict[str, Any]]:
     found = [
         results.claim(
             f"{name}: reward rises from the first third of training iterations to the last",
-            moved, seeds=seeds, holds=_is_above(moved),
+            moved, seeds=seeds, holds=statistics.is_above(moved),
         ),
         results.claim(
             f"{name}: learned is above the SLM alone in reward", ahead,
-            seeds=seeds, holds=_is_above(ahead),
+            seeds=seeds, holds=statistics.is_above(ahead),
         ),
     ]  # fmt: skip
     is_whole = {"best_constant", "oracle"} <= {outcome.strategy for outcome in by_seed[0]}
     return [*found, *claims_of(name, jobs)] if is_whole else found
-
-
-def _is_above(figure: statistics.Estimate) -> bool:
-    return figure.ci is not None and figure.ci[0] > 0.0
 
 
 def estimated(jobs: list[Job], scale: Scale) -> str:

@@ -81,7 +81,7 @@ def claims_of(axis: Axis, values: Values) -> list[dict[str, Any]]:
         results.claim(
             f"{axis.name}: at every level drafts of what the SLM lacks are asked about more often "
             f"than drafts of what it knows; least difference of the two rates ({least})",
-            gaps[least], seeds=seeds, holds=all(levels.is_above(one) for one in gaps.values()),
+            gaps[least], seeds=seeds, holds=all(statistics.is_above(one) for one in gaps.values()),
         ),
     ]  # fmt: skip
 
