@@ -57,6 +57,10 @@ class Values:
         """An axis's, f64 [L, S, Q]."""
         return np.stack([self.of(name, strategy, metric) for name in axis.levels])
 
+    def means(self, axis: Axis, strategy: str, metric: str) -> list[Estimate]:
+        """The mean at each level of an axis."""
+        return [statistics.mean(self.of(name, strategy, metric)) for name in axis.levels]
+
     def questions(self) -> list[str]:
         """Ids of the questions, in the order of Q."""
         (outcomes, *_), *_ = self._outcomes.values()

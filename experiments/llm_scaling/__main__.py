@@ -141,15 +141,11 @@ def claims_of(axis: Axis, values: Values, bits_Q: np.ndarray) -> list[dict[str, 
 
 def curves(axis: Axis, values: Values, bits_Q: np.ndarray) -> dict[str, list[Estimate]]:
     """Every figure that is drawn along an axis."""
-
-    def means(strategy: str, metric: str) -> list[Estimate]:
-        return [statistics.mean(values.of(name, strategy, metric)) for name in axis.levels]
-
     return {
-        "turns": means("learned", "turns"),
-        "turns of the oracle": means("oracle", "turns"),
-        "exact match": means("learned", "em"),
-        "exact match alone": means("slm_cot", "em"),
+        "turns": values.means(axis, "learned", "turns"),
+        "turns of the oracle": values.means(axis, "oracle", "turns"),
+        "exact match": values.means(axis, "learned", "em"),
+        "exact match alone": values.means(axis, "slm_cot", "em"),
         "bits per request": [
             statistics.ratio(bits_gained(values, name, bits_Q), values.of(name, "learned", "asks"))
             for name in axis.levels

@@ -115,15 +115,11 @@ def rate(values: Values, name: str, kind: str) -> Estimate:
 
 def curves(axis: Axis, values: Values) -> dict[str, list[Estimate]]:
     """Every figure that is drawn along an axis."""
-
-    def means(strategy: str, metric: str) -> list[Estimate]:
-        return [statistics.mean(values.of(name, strategy, metric)) for name in axis.levels]
-
     return {
-        "asks": means("learned", "asks"),
-        "asks of the oracle": means("oracle", "asks"),
-        "exact match": means("learned", "em"),
-        "exact match alone": means("slm_cot", "em"),
+        "asks": values.means(axis, "learned", "asks"),
+        "asks of the oracle": values.means(axis, "oracle", "asks"),
+        "exact match": values.means(axis, "learned", "em"),
+        "exact match alone": values.means(axis, "slm_cot", "em"),
         "ask rate, unknown": [rate(values, name, "unknown") for name in axis.levels],
         "ask rate, known": [rate(values, name, "known") for name in axis.levels],
     }
