@@ -135,7 +135,8 @@ def test_prompts_of_one_piece_and_more_are_among_them(greedy: LocalBackend) -> N
 def test_smollm2_replies_as_its_plain_forward_does() -> None:
     with contextlib.closing(made(local_llm(SMOLLM2, rows=1, context_tokens=128))) as backend:
         messages = talk("What is the capital of France?", "Paris.", "And of Italy?")
-        check_against_plain_forward(backend, backend._batcher._params, messages, 4)
+        params = weights.load(SMOLLM2, backend._batcher._generator.config)
+        check_against_plain_forward(backend, params, messages, 4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -168,7 +169,8 @@ def test_a_reply_ends_at_its_limit_or_at_the_end_token(greedy: LocalBackend, sou
     short = greedy.complete(TALKS[0], reply_tokens=2, deadline_s=PATIENCE_S, helper="")
     assert short.completion_tokens == 2
     assert whole.text.startswith(short.text)
-    fifth = recomputed(greedy, greedy._batcher._params, greedy._ids(TALKS[0]), 5)[4]
+    params = weights.load(source, greedy._batcher._generator.config)
+    fifth = recomputed(greedy, params, greedy._ids(TALKS[0]), 5)[4]
     with contextlib.closing(made(local_llm(source))) as backend:
         object.__setattr__(backend._batcher._generator, "end_id", fifth)  # not compiled yet
         reply = backend.complete(TALKS[0], reply_tokens=9, deadline_s=PATIENCE_S, helper="")
@@ -331,7 +333,7 @@ def test_a_mesh_shares_the_work_while_the_caller_computes_on_it(
     """Both launch programs with collectives on the same devices, from two threads."""
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "model": 2})
     with contextlib.closing(made(local_llm(source), mesh=mesh)) as backend:
-        kernel = backend._batcher._params["layers"]["query"]["kernel"]
+        kernel = backend._batcher._params["layers"]["0"]["query"]["kernel"]
         assert not kernel.sharding.is_fully_replicated
         assert backend._batcher._rows.tokens_BT.sharding.spec[0] == ("data", "fsdp")
         split = NamedSharding(mesh, PartitionSpec("data", "model"))

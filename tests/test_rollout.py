@@ -256,6 +256,20 @@ def test_rows_permute(tiny_config: Any, mesh_config: dict[str, int]) -> None:
         np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, atol=1e-5)
 
 
+def test_a_copy_of_the_weights_with_layers_apart_changes_nothing(
+    tiny_config: Any, mesh_config: dict[str, int]
+) -> None:
+    made = []
+    for is_apart in (False, True):
+        config = on_mesh(tiny_config, mesh_config)
+        config.rollout.unstack_layers = is_apart
+        engine, params = make_engine(config, EchoClient())
+        made.append(engine.run(params, make_jobs(4), temperature=1.0))
+    for a, b in zip(*made, strict=True):
+        assert np.array_equal(a.trace.tokens_S, b.trace.tokens_S)
+        np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, atol=1e-5)
+
+
 def test_siblings_differ_and_greedy_ones_do_not(tiny_config: Any) -> None:
     engine, params = make_engine(tiny_config, EchoClient())
     sampled = engine.run(params, make_jobs(4), temperature=1.0)

@@ -22,7 +22,7 @@ from collab.llm import Completion, Message, errors
 from collab.llm.batcher import Batcher
 from collab.models import weights
 from collab.models.generate import Generator
-from collab.models.transformer import TransformerConfig
+from collab.models.transformer import TransformerConfig, unstack_layers
 from collab.tokenizers import gguf_file
 from collab.tokenizers.bpe import BpeTokenizer, FolderTokenizer, GgufTokenizer
 from collab.types import Knowledge, Params
@@ -61,7 +61,7 @@ class LocalBackend:
         is_barred_V = tokenizer.is_control_V.copy()
         is_barred_V[tokenizer.end_id] = False
         dtype = jnp.dtype(network.dtype)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), unstack_layers(params))
         self._batcher = Batcher(
             Generator(network, tokenizer.end_id, is_barred_V, temperature),
             jax.device_put(params, sharding.param_shardings(params, mesh)),

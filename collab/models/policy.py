@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from collab.models.transformer import Cache, Transformer, TransformerConfig
+from collab.models.transformer import Cache, Transformer, TransformerConfig, unstack_layers
 from collab.types import Params
 
 
@@ -106,3 +106,8 @@ def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
     tokens_BS = jnp.zeros((1, 2), jnp.int32)
     features_BF = jnp.zeros((1, features))
     return policy.init(key, tokens_BS, features_BF, method=Policy.everything)["params"]
+
+
+def unstacked(params: Params) -> Params:
+    """The policy's parameters for decoding (`unstack_layers`)."""
+    return {**params, "lm": unstack_layers(params["lm"])}

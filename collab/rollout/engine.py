@@ -19,7 +19,7 @@ from collab import sharding, strategies
 from collab.config import request_names
 from collab.llm.pool import Pool
 from collab.llm.weakening import Weakening
-from collab.models.policy import Policy
+from collab.models.policy import Policy, unstacked
 from collab.privacy.gate import Gate, Screened, restored
 from collab.rollout.decode import Admission, Decoder, Replies
 from collab.rollout.episodes import InFlight, Job, finished_episode, unrun_episode
@@ -115,6 +115,7 @@ class Engine:
         self._admit = jax.jit(self.decoder.admit, donate_argnums=1, out_shardings=out)
         self._feed = jax.jit(self.decoder.feed, donate_argnums=1, out_shardings=out)
         self._advance = jax.jit(self.decoder.advance, donate_argnums=1, out_shardings=out)
+        self._unstack: Callable[[Params], Params] | None = None  # jitted once shapes are known
         self.counters: collections.Counter[str] = collections.Counter()  # of the newest `run`
 
     def put_whole(self, tree: Any) -> Any:
@@ -142,6 +143,8 @@ class Engine:
         weakening: what happens to replies before they are read.
         """
         self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)
+        if self.config.rollout.unstack_layers:
+            params = self._unstacked(params)
         run = _Run(self, params, jobs, temperature, weakening)
         while not run.is_finished():
             before = run.finished
@@ -149,6 +152,14 @@ class Engine:
             if run.finished > before:
                 on_done(run.finished - before)
         return run.episodes()
+
+    def _unstacked(self, params: Params) -> Params:
+        """A copy for decoding, sharded by the same rules."""
+        if self._unstack is None:
+            shapes = jax.eval_shape(unstacked, params)
+            out = sharding.param_shardings(shapes, self.mesh)
+            self._unstack = jax.jit(unstacked, out_shardings=out)
+        return self._unstack(params)
 
 
 class _Run:

@@ -1,10 +1,19 @@
-"""Rows of a benchmark: what repeats of paired measurements come to, as table and JSON have them."""
+"""Rows of a benchmark: what repeats of paired measurements come to, as table, JSON and bars."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from collab.report import git_commit
 
 
 def rows_of(
@@ -39,3 +48,46 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         numbers = f"{row['value']:9.3f} {row['min']:9.3f} {row['max']:9.3f}"
         print(f"{row['system']:40} {row['metric']:40} {numbers} {row['ratio_to_ours']:7.2f}")
+
+
+def write(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
+    """The file of a benchmark: rows, the machine they are of, and the commit."""
+    content = {"rows": rows, **more, **origin()}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def origin() -> dict[str, str]:
+    """What a benchmark ran on."""
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "jax": importlib.metadata.version("jax"),
+        "device": f"{platform.machine()}, {cores} of {os.cpu_count()} cores",
+        "commit": git_commit(),
+    }
+
+
+def bars(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    """A panel a metric, a group of bars a batch; whiskers are the least and the most."""
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    width = 0.8 / len(systems)
+    figure = Figure(figsize=(5.5 * len(metrics), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for number, system in enumerate(systems):
+            of = {r["batch"]: r for r in rows if (r["system"], r["metric"]) == (system, metric)}
+            at = [place + number * width for place, batch in enumerate(batches) if batch in of]
+            found = [of[batch] for batch in batches if batch in of]
+            value = [row["value"] for row in found]
+            spread = [
+                [row["value"] - row["min"] for row in found],
+                [row["max"] - row["value"] for row in found],
+            ]
+            axes.bar(at, value, width, yerr=spread, label=system, capsize=2)
+        axes.set_xticks([place + 0.4 for place in range(len(batches))], batches)
+        axes.set_xlabel("rows in flight")
+        axes.set_ylabel(metric)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=100)

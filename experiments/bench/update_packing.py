@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import pathlib
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +25,6 @@ from collab.assembly import Assembly, assemble
 from collab.config import load_config
 from collab.models.policy import Policy
 from collab.models.sampling import token_logp
-from collab.report import git_commit
 from collab.rl.batch import Batch, bucket, collate
 from collab.rl.steps import cold_learner
 from collab.rl.update import Learner
@@ -155,16 +151,7 @@ def main() -> None:
                 of = f"traces up to {longest} tokens" if longest else "whole traces"
                 rows += records.rows_of(pairs, ours=OURS, batch=len(traces), of=f" of a step, {of}")
     records.show(rows)
-    cores = len(os.sched_getaffinity(0))
-    content = {
-        "rows": rows,
-        "pairs": PAIRS,
-        "jax": jax.__version__,
-        "device": f"{platform.machine()}, {cores} of {os.cpu_count()} cores",
-        "commit": git_commit(),
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    records.write(RESULTS, rows, pairs=PAIRS)
 
 
 if __name__ == "__main__":
