@@ -7,6 +7,7 @@ never made, nothing runs. Says whether it fits, which term is largest, and what 
 
   --slice=v5e-256   256 chips. v4 and v5p slices count cores: v5p-8 is 4 chips. h100-8 is 8 GPUs
   --mesh=data=1,fsdp=64,model=4   devices along each axis; default: config.mesh, or all along fsdp
+  --compiler=tpu    the real compiler of a TPU slice, which needs no TPU: pip install -e .[tpu]
 
 Every key of the config can be set: --config.rollout.rows=256. collab/config.py explains them all.
 """
@@ -16,9 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -38,24 +37,28 @@ config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string("slice", "", "chips of a job: v5p-8, v5e-256, h100-8", flag_values=FLAGS)
 flags.DEFINE_string("mesh", "", "such as data=1,fsdp=8,model=1", flag_values=FLAGS)
+flags.DEFINE_enum("compiler", "cpu", ["cpu", "tpu"], "whose temporaries", flag_values=FLAGS)
 flags.DEFINE_string("out", "", "a file for the plan as JSON", flag_values=FLAGS)
 flags.DEFINE_bool("debug", False, "show the traceback of an error", flag_values=FLAGS)
-OWN_FLAGS = ("config", "slice", "mesh", "out", "debug")
+OWN_FLAGS = ("config", "slice", "mesh", "compiler", "out", "debug")
 EXAMPLE = "python -m collab.plan --config=configs/qwen2_5_7b.py --slice=v5p-8"
 MOST_DEVICES = 4096  # that a CPU is asked to stand for; our choice
 _log = logging.getLogger("collab.plan")
 
 
-def make_plan(config: Any, place: Slice | None) -> dict[str, Any]:
+def make_plan(config: Any, place: Slice | None, compiler: str = "cpu") -> dict[str, Any]:
     """The record of `collab.planning.table`; needs as many devices as config.mesh takes."""
     from collab import sharding
-    from collab.planning import programs, table
+    from collab.planning import devices, programs, table
 
-    planned = programs.planned(config, sharding.make_mesh(config.mesh))
+    mesh, options = sharding.make_mesh(config.mesh), programs.QUICKLY
+    if compiler == "tpu" and place:
+        mesh, options = devices.tpu_mesh(place, config.mesh.to_dict()), None
+    planned = programs.planned(config, mesh)
     made = []
     for name, lower in planned.lower.items():
         started = time.monotonic()
-        made.append(programs.compiled(name, lower))
+        made.append(programs.compiled(name, lower, options))
         _log.info("compiled %s in %.0f s", name, time.monotonic() - started)
     return table.to_record(planned, made, place)
 
@@ -75,17 +78,6 @@ def settle(config: Any, slice_text: str, mesh_text: str) -> Slice | None:
     return place
 
 
-def stand_in(devices: int) -> None:
-    """Have jax see so many CPU devices. Raises: RuntimeError where it has seen others already."""
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\S*", "", given)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
-
-
 def main(argv: list[str]) -> None:
     """Check the flags, then compile and print."""
     if len(argv) > 1:
@@ -96,8 +88,13 @@ def main(argv: list[str]) -> None:
     place = settle(config, FLAGS.slice, FLAGS.mesh)
     if out and not pathlib.Path(out).resolve().parent.is_dir():
         raise ValueError(f"--out={out}: there is no folder {pathlib.Path(out).parent}; make it")
-    stand_in(math.prod(config.mesh.values()))
-    record = make_plan(config, place)
+    # Imported late, so that --help and a mistake answer at once, and none before jax is told.
+    from collab.planning import devices
+
+    if FLAGS.compiler == "tpu":
+        devices.check_tpu_compiler(place)
+    devices.stand_in(math.prod(config.mesh.values()))
+    record = make_plan(config, place, FLAGS.compiler)
     from collab.planning import table
 
     if out:
@@ -112,7 +109,7 @@ def cli(arguments: Sequence[str]) -> int:
     arguments: as in `sys.argv`, which they must be: the config's flags read that.
     """
     if HELP_WORDS & set(arguments[1:]):
-        listed = (f"  --{name:<8} {FLAGS[name].help}" for name in OWN_FLAGS)
+        listed = (f"  --{name:<9} {FLAGS[name].help}" for name in OWN_FLAGS)
         print("\n".join([__doc__ or "", "flags", *listed]))
         return 0
     set_up_logging()

@@ -14,6 +14,7 @@ import pytest
 import runs
 from collab import plan
 from collab.config import load_config
+from collab.planning import devices
 from conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,8 @@ def test_help_and_mistakes_answer_at_once(config_file: Path, tmp_path: Path) -> 
         (["--config={config}", "--mesh=data=8192"], "8192 devices are more than the 4096"),
         (["--config={config}", "--out=no/such/folder/plan.json"], "there is no folder no/such"),
         (["--config={config}", "--slcie=v5e-8"], "Did you mean: slice"),
+        (["--config={config}", "--compiler=tpu", "--slice=h100-8"], "try --slice=v5e-8"),
+        (["--config={config}", "--compiler=tpu"], "needs a slice of TPUs"),
         (["--config={config}", "v5e-8"], "unexpected argument 'v5e-8'"),
     ],
 )
@@ -94,9 +97,9 @@ def test_mistakes_name_the_fix(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(plan, "stand_in", lambda devices: pytest.fail("it went on to compile"))
+    monkeypatch.setattr(devices, "stand_in", lambda count: pytest.fail("it went on to compile"))
     plan.FLAGS.unparse_flags()
-    for flag in ("config", "slice", "mesh", "out", "debug"):
+    for flag in plan.OWN_FLAGS:
         plan.FLAGS[flag].unparse()
     given = ["plan", *(argument.format(config=config_file) for argument in arguments)]
     monkeypatch.setattr(sys, "argv", given)

@@ -43,6 +43,9 @@ CHIPS = {
         Chip("h200", 141 * GB, 989e12, 4800e9, 450e9, "NVIDIA H200 SXM data sheet"),
     )
 }
+SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+SHAPES = {"v4": CUBES, "v5e": SQUARES, "v5p": CUBES, "v6e": SQUARES}  # of the usual slices
 ALIASES = {"v5litepod": "v5e"}  # as gcloud spells it
 
 
@@ -53,6 +56,13 @@ class Slice:
     name: str
     chip: Chip
     devices: int
+
+    @property
+    def topology(self) -> str:
+        """The shape of a TPU slice of so many chips, such as 2x2x1; "" where there is none."""
+        shapes = SHAPES.get(self.chip.name, ())
+        by_size = {math.prod(map(int, shape.split("x"))): shape for shape in shapes}
+        return by_size.get(self.devices, "")
 
 
 def read_slice(text: str) -> Slice:

@@ -34,7 +34,7 @@ from collab.tokenizers.base import SIZE_MULTIPLE
 from collab.types import Trace, action_names
 
 # What a plan needs is known before machine code is made, so that is made with the least effort.
-QUICKLY = {"xla_backend_optimization_level": 0}
+QUICKLY: dict[str, Any] | None = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +140,24 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
     )
 
 
-def compiled(name: str, lower: Callable[[], Any]) -> Program:
-    """Trace as on an accelerator, compile for the devices there are, and read what came of it."""
+def compiled(
+    name: str, lower: Callable[[], Any], options: dict[str, Any] | None = QUICKLY
+) -> Program:
+    """Trace as on an accelerator, compile for the mesh's devices, and read what came of it.
+
+    Raises: ValueError where the compiler of a real chip finds that the program can't fit it.
+    """
     with as_on_accelerator():
         lowered = lower()
-    executable = lowered.compile(compiler_options=QUICKLY)
+    try:
+        executable = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{name} does not fit, says its compiler: {said}; --compiler=cpu names the largest term"
+        ) from error
     memory = executable.memory_analysis()
     return Program(
         name=name,
