@@ -16,9 +16,9 @@ from collab.planning.memory import Moment
 from collab.planning.programs import Planned, Program
 
 LABELS = {
-    "parameters": "parameters (float32)",
+    "parameters": "parameters",
     "optimiser": "optimiser state (Adam's two moments)",
-    "reference": "reference (float32)",
+    "reference": "reference, of the same kind",
     "cache": "key-value cache",
     "records": "records of the rows",
     "imitate": "imitate: a step of imitation",
@@ -30,12 +30,17 @@ LABELS = {
 }
 NOTES = """\
 Exact: what is kept, and gradients, from shapes and shardings. Compiled: temporaries, work and
-collectives, by XLA's CPU back end for as many fake devices. An accelerator's compiler fuses more,
-pads to its tiles and plans its collectives otherwise, so temporaries may differ by half or more,
-either way; `attend` has no flash attention on any device, so the scores are real. Sizes are the
-largest that the config allows: episodes and prompts as long as may be, none packed.
+collectives. {compiler}
+Sizes are the largest that the config allows: episodes and prompts as long as may be, none packed.
+The attention's scores are real: `attend` has no flash attention.
 Times are bounds, not forecasts: FLOPs / peak bf16 rate, bytes that must move / memory bandwidth,
 collectives' bytes / link bandwidth. No program is faster than the slowest of its three."""
+COMPILERS = {
+    "XLA:cpu": """They are by XLA's CPU back end, for as many fake devices: an accelerator's compiler
+fuses more, pads to its tiles and plans its collectives otherwise, so that temporaries may differ by
+half or more, either way.""",
+    "XLA:tpu": "They are by the compiler of this very TPU, though nothing ran on one.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,7 @@ def to_record(plan: Planned, programs: Sequence[Program], place: Slice | None) -
     record: dict[str, Any] = {
         "model": plan.config.model.preset or plan.config.model.weights,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.reference)),
+        "kept_as": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(plan.reference)}),
         "vocabulary": plan.policy.config.vocabulary,
         "mesh": {axis: plan.mesh.shape[axis] for axis in sharding.AXES},
         "compiler": f"XLA:{plan.mesh.devices.flat[0].platform}",
@@ -93,7 +99,8 @@ def to_text(record: Mapping[str, Any], config: Any) -> str:
     mesh = ", ".join(f"{axis}={size}" for axis, size in record["mesh"].items())
     lines = [
         f"{record['model']}: {record['parameters'] / 1e9:.3f} billion parameters, "
-        f"{record['vocabulary']:,} tokens, {config.model.dtype} matmuls; mesh {mesh}",
+        f"{record['vocabulary']:,} tokens, kept as {', '.join(record['kept_as'])}, matmuls in "
+        f"{config.model.dtype}; mesh {mesh}",
         f"{config.rollout.rows} rows of {config.rollout.capacity} tokens; a batch of "
         f"{config.rl.problems * config.rl.samples} episodes",
     ]
@@ -105,7 +112,14 @@ def to_text(record: Mapping[str, Any], config: Any) -> str:
             f"{chip['flops_per_s'] / 1e12:.0f} TFLOP/s bf16 ({chip['source']})"
         )
     lines += ["", *_kept_lines(record), "", *_moment_lines(record), "", *_verdict_lines(record)]
-    lines += ["", *_work_lines(record), "", *_collective_lines(record), "", NOTES]
+    lines += [
+        "",
+        *_work_lines(record),
+        "",
+        *_collective_lines(record),
+        "",
+        NOTES.format(compiler=COMPILERS[record["compiler"]]),
+    ]
     return "\n".join(lines)
 
 
@@ -135,8 +149,11 @@ def _moment_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _verdict_lines(record: Mapping[str, Any]) -> list[str]:
     fits, peak = record["fits"], f"{record['peak_bytes'] / 1e9:.2f}"
-    every = ", ".join(f"{name} {said}" for name, said in fits.items())
-    lines = [f"any chip, with this mesh: {every}"]
+    every = [
+        f"{said} {', '.join(name for name in fits if fits[name] == said)}"
+        for said in dict.fromkeys(fits.values())
+    ]
+    lines = [f"any chip, with this mesh: {'; '.join(every)}"]
     chip = record.get("slice", {}).get("chip")
     if chip:
         said = fits[chip["name"]]
