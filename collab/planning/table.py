@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from collab.planning.chips import CHIPS, Chip, Slice
 from collab.planning.memory import Moment
 from collab.planning.programs import Planned, Program
 
+WIDTH = 110  # characters of a line
 LABELS = {
     "parameters": "parameters",
     "optimiser": "optimiser state (Adam's two moments)",
@@ -36,9 +38,9 @@ The attention's scores are real: `attend` has no flash attention.
 Times are bounds, not forecasts: FLOPs / peak bf16 rate, bytes that must move / memory bandwidth,
 collectives' bytes / link bandwidth. No program is faster than the slowest of its three."""
 COMPILERS = {
-    "XLA:cpu": """They are by XLA's CPU back end, for as many fake devices: an accelerator's compiler
-fuses more, pads to its tiles and plans its collectives otherwise, so that temporaries may differ by
-half or more, either way.""",
+    "XLA:cpu": """They are by XLA's CPU back end, for as many fake devices: an accelerator's
+compiler fuses more, pads to its tiles and plans its collectives otherwise, so that temporaries may
+differ by half or more, either way.""",
     "XLA:tpu": "They are by the compiler of this very TPU, though nothing ran on one.",
 }
 
@@ -160,7 +162,7 @@ def _verdict_lines(record: Mapping[str, Any]) -> list[str]:
         memory_gb = chip["memory_bytes"] / 1e9
         lines.insert(0, f"{said.upper()}: {peak} of {memory_gb:.1f} GB at {record['peak']}"
                         f" ({memory.TIGHT}: above {100 * (1 - memory.RESERVE):.0f} %)")  # fmt: skip
-    return [*lines, record["advice"]]
+    return [*lines, *textwrap.wrap(record["advice"], WIDTH)]
 
 
 def _work_lines(record: Mapping[str, Any]) -> list[str]:
