@@ -124,6 +124,7 @@ def _less(name: str, config: Any) -> str:
     if name == "feed":
         return f"lower rollout.rows={rollout.rows} or rollout.reply_tokens={rollout.reply_tokens}"
     return (
-        f"every step gathers the weights along mesh.fsdp={config.mesh.fsdp}; give devices to "
-        f"mesh.model={config.mesh.model}, or lower rollout.rows={rollout.rows}"
+        f"the weights are held as matmuls read them for the whole call: raise "
+        f"mesh.fsdp={config.mesh.fsdp} or mesh.model={config.mesh.model} (more devices), or lower "
+        f"rollout.rows={rollout.rows}"
     )

@@ -40,7 +40,8 @@ collectives' bytes / link bandwidth. No program is faster than the slowest of it
 COMPILERS = {
     "XLA:cpu": """They are by XLA's CPU back end, for as many fake devices: an accelerator's
 compiler fuses more, pads to its tiles and plans its collectives otherwise, so that temporaries may
-differ by half or more, either way.""",
+differ by half or more, either way. It multiplies in float32, so that what is cast to bfloat16, the
+weights in `advance` above all, takes twice the room here.""",
     "XLA:tpu": "They are by the compiler of this very TPU, though nothing ran on one.",
 }
 
