@@ -1,6 +1,7 @@
 """What a chip can do by its vendor's public figures, and names of slices and meshes as flags.
 
-Peaks are of dense bf16 matmuls; nobody reaches them. Nothing here was measured.
+Peaks are of dense bf16 matmuls; nobody reaches them. Nothing here was measured. Links are in one
+direction: half of what vendors call bidirectional; v4's are six of 50 GB/s (Jouppi et al. 2023).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", 32 * GIB, 275e12, 1200e9, 300e9, "cloud.google.com/tpu/docs/v4", cores=2),
-        Chip("v5e", 16 * GB, 197e12, 800e9, 200e9, "cloud.google.com/tpu/docs/v6e, beside v6e's"),
+        Chip("v5e", 16 * GB, 197e12, 819e9, 200e9, "cloud.google.com/tpu/docs/v5e"),
         Chip("v5p", 95 * GB, 459e12, 2765e9, 600e9, "cloud.google.com/tpu/docs/v5p", cores=2),
         Chip("v6e", 32 * GB, 918e12, 1600e9, 400e9, "cloud.google.com/tpu/docs/v6e"),
         Chip("a100", 80 * GB, 312e12, 2039e9, 300e9, "NVIDIA A100 80GB SXM data sheet"),
