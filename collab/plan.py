@@ -59,7 +59,8 @@ def make_plan(config: Any, place: Slice | None, compiler: str = "cpu") -> dict[s
     for name, lower in planned.lower.items():
         started = time.monotonic()
         made.append(programs.compiled(name, lower, options))
-        _log.info("compiled %s in %.0f s", name, time.monotonic() - started)
+        took_s, temporary_gb = time.monotonic() - started, made[-1].temporary_bytes / 1e9
+        _log.info("compiled %s in %.0f s: %.2f GB of temporaries", name, took_s, temporary_gb)
     return table.to_record(planned, made, place)
 
 
