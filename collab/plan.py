@@ -7,7 +7,7 @@ never made, nothing runs. Says whether it fits, which term is largest, and what 
 
   --slice=v5e-256   256 chips. v4 and v5p slices count cores: v5p-8 is 4 chips. h100-8 is 8 GPUs
   --mesh=data=1,fsdp=64,model=4   devices along each axis; default: config.mesh, or all along fsdp
-  --compiler=tpu    the real compiler of a TPU slice, which needs no TPU: pip install -e .[tpu]
+  --compiler=tpu    the slice's own compiler, which needs no TPU: pip install -e .[tpu]. Untried
 
 Every key of the config can be set: --config.rollout.rows=256. collab/config.py explains them all.
 """
