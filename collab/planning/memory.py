@@ -15,6 +15,7 @@ import jax
 
 from collab.planning.chips import Chip
 from collab.planning.programs import Planned, Program
+from collab.rl.reading import ROWS
 
 # Of a chip's memory, for the runtime, fragments and what another compiler needs more: our choice.
 RESERVE = 0.08
@@ -111,11 +112,13 @@ def _less(name: str, config: Any) -> str:
     if name in ("imitate", "policy_gradient"):
         remat = "" if config.model.remat else "set model.remat=True, "
         narrow = "model.dtype=bfloat16, " if config.model.dtype == "float32" else ""
-        chunk = config.rl.chunk_rows or "128 (by default)"
-        return (
-            f"{remat}{narrow}lower rl.chunk_rows={chunk} (rows of a device that are read at "
-            f"once) or rollout.capacity={rollout.capacity}"
-        )
+        at_once = config.rl.chunk_rows or ROWS
+        episodes = config.rl.problems * config.rl.samples
+        if at_once > 1 and episodes > config.mesh.data * config.mesh.fsdp:
+            rows = f"lower rl.chunk_rows={at_once} (rows of a device that are read at once)"
+        else:  # each device has one row; those of an fsdp group may be read by all of it
+            rows = f"give devices of mesh.fsdp={config.mesh.fsdp} to mesh.data={config.mesh.data}"
+        return f"{remat}{narrow}{rows} or lower rollout.capacity={rollout.capacity}"
     if name == "admit":
         return (
             f"lower rollout.prompts_per_call={rollout.prompts_per_call} or "
