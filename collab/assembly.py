@@ -170,14 +170,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
     gate = Gate(config.privacy.gate, audit)
     names = action_names(request_names(config))
     control = tuple(tokenizer.control[name] for name in names)
-    policy = Policy(
-        transformer_config(config.model, tokenizer.size),
-        len(names),
-        head_width=config.model.head_width,
-        has_value=config.rl.credit == "value",
-        action_tokens=control if config.model.head == "tokens" else (),
-        unseen=tuple(i for i, name in enumerate(FEATURES) if name not in config.model.features),
-    )
+    policy = make_policy(config, vocabulary=tokenizer.size, action_tokens=control)
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)
     pool = Pool.from_config(config, backend.helper_names)
@@ -194,6 +187,18 @@ def assemble(config: Any, workdir: str) -> Assembly:
         panel=Panel.from_config(config, knowledge=task.knowledge, mesh=mesh, audit_path=audit_path),
         pool=pool,
         engine=Engine(policy, tokenizer, client, config, mesh, gate, pool),
+    )
+
+
+def make_policy(config: Any, *, vocabulary: int, action_tokens: tuple[int, ...]) -> Policy:
+    """The network that a config asks for. action_tokens: the control token of each action."""
+    return Policy(
+        transformer_config(config.model, vocabulary),
+        len(action_tokens),
+        head_width=config.model.head_width,
+        has_value=config.rl.credit == "value",
+        action_tokens=action_tokens if config.model.head == "tokens" else (),
+        unseen=tuple(i for i, name in enumerate(FEATURES) if name not in config.model.features),
     )
 
 

@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from collab.config import flatten, load_config
-from collab.overrides import read_overrides
+from collab.overrides import read_arguments
 from collab.rules import validate
 
 MODES = ("train", "evaluate", "ask", "calibrate", "probe")
@@ -84,14 +83,7 @@ def cli(arguments: Sequence[str]) -> int:
 def _read_flags(arguments: Sequence[str]) -> list[str]:
     """Parse the flags, mistakes in the config first: absl would wrap them. Returns the rest."""
     app.define_help_flags()  # --helpfull
-    for index, argument in enumerate(arguments):
-        if argument.lstrip("-") == "config" and index + 1 < len(arguments):
-            joined = f"{argument}={arguments[index + 1]}"
-            arguments = [*arguments[:index], joined, *arguments[index + 2 :]]
-    given = dict(argument.lstrip("-").split("=", 1) for argument in arguments if "=" in argument)
-    if "config" in given:
-        known = flatten(load_config(given["config"]))
-        sys.argv[1:] = read_overrides(arguments[1:], known)
+    sys.argv[:] = read_arguments(arguments)
     rest: list[str] = FLAGS(sys.argv)
     for name in ("config", "workdir"):
         if not FLAGS[name].value:

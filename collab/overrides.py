@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from collab.config import OPEN_TABLES, near_matches
+from collab.config import OPEN_TABLES, flatten, load_config, near_matches
+
+
+def read_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line whose overrides are read against its --config, which may stand as two words.
+
+    Raises: ValueError as `load_config` and `read_overrides`.
+    """
+    read = list(arguments)
+    for index, argument in enumerate(read[:-1]):
+        if argument.lstrip("-") == "config":
+            read[index : index + 2] = [f"{argument}={read[index + 1]}"]
+            break
+    given = dict(argument.lstrip("-").split("=", 1) for argument in read if "=" in argument)
+    if "config" not in given:
+        return read
+    return [*read[:1], *read_overrides(read[1:], flatten(load_config(given["config"])))]
 
 
 def read_overrides(arguments: Sequence[str], known: Mapping[str, Any]) -> list[str]:

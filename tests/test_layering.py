@@ -36,9 +36,9 @@ LAYERS = (
         "plots",
         "rl.steps",
     },
-    {"solve_rate", "train", "evaluate", "calibrate", "helpers"},
+    {"solve_rate", "train", "evaluate", "calibrate", "helpers", "planning"},
     {"restore", "eval_log"},
-    {"run", "main", "view"},
+    {"run", "main", "plan", "view"},
 )
 PURE = (
     r"collab\.models\.(?!weights).*",

@@ -117,6 +117,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3_4b": {"width": 2560, "layers": 36, "heads": 32, "feed_forward": 9728, **QWEN3},
 }
 
+# Rows of the published embeddings, for who has no tokenizer at hand; same sources.
+PUBLISHED_VOCABULARY = {
+    "smollm2_135m": 49_152,
+    "qwen2_5_0_5b": 151_936,
+    "qwen2_5_1_5b": 151_936,
+    "qwen2_5_7b": 152_064,
+    "llama3_2_1b": 128_256,
+    "llama3_2_3b": 128_256,
+    "qwen3_0_6b": 151_936,
+    "qwen3_4b": 151_936,
+}
+
 
 def transformer_config(model: ml_collections.ConfigDict, vocabulary: int) -> TransformerConfig:
     """The network of `config.model` with `vocabulary` tokens (controls and padding included).

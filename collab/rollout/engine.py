@@ -48,6 +48,7 @@ from collab.types import (
 
 GOLD_STEPS = 8  # known solution steps a row can hold, for the oracle
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this
+FEED_PARTS = 4  # one in so many rows is fed at once
 POLL_S = 0.05
 WEAKENING = 1  # stream of chance within an episode
 
@@ -88,11 +89,7 @@ class Engine:
         self.limits = Limits.of(
             config.rollout, len(self.names), helper_features=len(self.pool.features)
         )
-        self.rules = {
-            name: rule
-            for name, rule in strategies.load_all().items()
-            if rule.mode in ("rows", "opening")
-        }
+        self.rules = row_rules()
         self.rule_index = {name: index for index, name in enumerate(self.rules)}
         is_barred_V = tokenizer.is_control_V.copy()
         is_barred_V[tokenizer.end_id] = False
@@ -356,7 +353,7 @@ class _Run:
         """Feed every reply that has arrived."""
         engine, B = self.engine, self.engine.rows_count
         arrived = sorted(b for b, future in self.futures.items() if future.done())
-        F, R = max(1, B // 4), engine.limits.reply_tokens
+        F, R = max(1, B // FEED_PARTS), engine.limits.reply_tokens
         for first in range(0, len(arrived), F):
             row_F, count_F = np.full(F, B, np.int32), np.zeros(F, np.int32)
             tokens_FR, back_F = np.zeros((F, R), np.int32), np.zeros(F, bool)
@@ -389,6 +386,12 @@ class _Run:
         weakened = self.weakening.apply(feedback, entry.exchanges[-1].request, rng)
         self.engine.counters["replies_weakened"] += weakened != feedback
         return weakened
+
+
+def row_rules() -> dict[str, Any]:
+    """The strategies that decide in rows; a row's rule index counts along them."""
+    every = strategies.load_all()
+    return {name: rule for name, rule in every.items() if rule.mode in ("rows", "opening")}
 
 
 def outgoing(text: str, problem: Problem, share: str) -> str:
