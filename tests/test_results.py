@@ -56,6 +56,15 @@ def test_a_count_that_is_not_known_counts_nothing() -> None:
     assert statistics.values_of([rows], "learned", "drafts_known").tolist() == [[3.0, 0.0]]
 
 
+def test_seeds_may_have_questions_of_their_own() -> None:
+    first = outcomes(learned=[1.0, 0.0])
+    second = [outcome("learned", f"other{place}", value) for place, value in enumerate([0.5, 0.5])]
+    assert statistics.values_of([first, second], "learned").tolist() == [[1.0, 0.0], [0.5, 0.5]]
+    mixed = [first[0], second[0]]  # half of the first's
+    with pytest.raises(ValueError, match=r"answered \[2, 2\], 3 of them distinct"):
+        statistics.values_of([first, mixed], "learned")
+
+
 def test_other_questions_are_refused() -> None:
     both = [outcomes(learned=[1.0, 0.0]), outcomes(learned=[1.0])]
     with pytest.raises(ValueError, match=r"'learned' must have answered .* answered \[2, 1\]"):
