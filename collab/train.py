@@ -18,14 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from collab import cold_start, sharding
+from collab import cold_start, sharding, usage
 from collab.assembly import Assembly
 from collab.checkpoint import Checkpointer
+from collab.chips import chip_of
 from collab.detectors import alarms, figures
 from collab.episode_log import append_training
 from collab.finite import check_finite
 from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
+from collab.profiler import Profiler
 from collab.progress import headline, progress
 from collab.rewards import Terms, score
 from collab.rl import branching, dual, load_objective
@@ -48,13 +50,19 @@ class Trainer:
     """One training run over an assembly.
 
     is_stopped: polled with the step after each one; True ends the run with a checkpoint.
+    profiler: of iterations of the policy gradient, if any.
     """
 
     def __init__(
-        self, assembly: Assembly, writer: MetricWriter, is_stopped: Callable[[int], bool]
+        self,
+        assembly: Assembly,
+        writer: MetricWriter,
+        is_stopped: Callable[[int], bool],
+        profiler: Profiler | None = None,
     ) -> None:
         self.a, self.config, self.writer = assembly, assembly.config, writer
-        self.is_stopped = is_stopped
+        self.is_stopped, self.profiler = is_stopped, profiler
+        self.stopwatch = assembly.engine.stopwatch
         self.problems = assembly.task.problems("train")
         self.objective = load_objective(self.config.rl.objective)
         self.cold_steps = self.config.cold_start.steps
@@ -88,10 +96,13 @@ class Trainer:
                 if self.step == self.cold_steps > 0 and not self.config.cold_start.from_run:
                     cold_start.keep(self.a.workdir, self.state.params, step=self.step)
                 self._stage(self.cold_steps + 1, self._judge)
+                self.stopwatch.lap()
                 self._stage(self.total, self._reinforce, "policy gradient")
             self._save(None)
         finally:
             self.checkpointer.close()
+            if self.profiler:
+                self.profiler.close()
         return self.state.params
 
     def programs(self) -> dict[str, int]:
@@ -203,9 +214,16 @@ class Trainer:
     # --- policy gradient -------------------------------------------------------------------
 
     def _reinforce(self) -> dict[str, float]:
+        """One iteration, under the profiler where there is one."""
+        iteration = self.step - self.cold_steps - 1
+        if not self.profiler:
+            return self._iterate(iteration)
+        with self.profiler.iteration(iteration):
+            return self._iterate(iteration)
+
+    def _iterate(self, iteration: int) -> dict[str, float]:
         """Roll out P problems x G samples, credit them, update."""
         config, engine = self.config, self.a.engine
-        iteration = self.step - self.cold_steps - 1
         jobs = self._jobs(iteration)
         episodes, judged = self._roll_out(jobs, iteration)
         counters = dict(engine.counters)
@@ -235,13 +253,16 @@ class Trainer:
                     rng=self._rng(BRANCHES, iteration),
                 )
             )
-        on_device = sharding.put_rows(batch, self.a.mesh)
-        for _ in range(config.rl.updates):
-            self.state, learned = self.steps.policy_gradient(self.state, self.reference, on_device)
-        metrics.update(figures(episodes, terms, engine.names))
+        with self.stopwatch.part("update"):
+            on_device = sharding.put_rows(batch, self.a.mesh)
+            for _ in range(config.rl.updates):
+                self.state, learned = self.steps.policy_gradient(
+                    self.state, self.reference, on_device
+                )
+            metrics.update(figures(episodes, terms, engine.names))  # while the device is busy
+            metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         metrics.update(judged)
         metrics.update(self._ascended(episodes, terms))
-        metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         if self.constant_reward is not None:
             metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward
         metrics.update(counters)
@@ -264,9 +285,18 @@ class Trainer:
                 config=config,
                 iteration=iteration,
             )
+        metrics.update(self._usage(episodes))
         if iteration % config.log.every == 0:
             self._write("policy_gradient", {"iteration": iteration, **metrics})
         return metrics
+
+    def _usage(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Where the iteration's time went: since the last one ended, so with what was saved."""
+        network, mesh = self.a.policy.config, self.a.mesh
+        one = usage.update_flops(network, [episode.trace for episode in episodes])
+        self.stopwatch.count(update_flops=one * self.config.rl.updates)
+        chip = chip_of(mesh.devices.flat[0].device_kind)
+        return usage.figures(self.stopwatch.lap(), network, chip=chip, devices=mesh.size)
 
     def _ascended(self, episodes: Sequence[Episode], terms: Sequence[Terms]) -> dict[str, float]:
         """Move the multiplier by the batch; returns what it was, with a target ask rate alone."""
@@ -294,7 +324,8 @@ class Trainer:
             temperature=self.config.rollout.temperature,
             weakening=self.weakening,
         )
-        return self.a.panel.judged(rolled, draw=f"iteration {iteration}")
+        with self.stopwatch.part("wait"):  # for the judge, which is an LLM, too
+            return self.a.panel.judged(rolled, draw=f"iteration {iteration}")
 
     def _warn(self, iteration: int, found: Sequence[str]) -> int:
         """Say each alarm in words when it is first met; later ones are in the metrics."""

@@ -132,11 +132,13 @@ class Learner:
         weights: Mapping[str, Any],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step on a batch of rollouts. weights: `config.rl`. Returns metrics, f32 scalars."""
-        reference_BN, reference_BKA = self._logp(reference, batch)
+        with jax.named_scope("reference"):
+            reference_BN, reference_BKA = self._logp(reference, batch)
         reference_BN, reference_BKA = jax.lax.stop_gradient((reference_BN, reference_BKA))
 
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logp_BN, logp_BKA, hidden_BKD = self._read(params, batch)
+            with jax.named_scope("policy"):
+                logp_BN, logp_BKA, hidden_BKD = self._read(params, batch)
             chosen_BK = _chosen(logp_BKA, batch.action_BK)
             advantage_BN, advantage_BK, value_metrics = self._advantages(
                 params, hidden_BKD, batch, objective=objective, weights=weights
