@@ -34,7 +34,9 @@ from collab.rl import branching, dual, load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
 from collab.rl.steps import Steps
+from collab.rl.traces import longest_at
 from collab.rl.update import TrainState
+from collab.rollout.ahead import Batches
 from collab.rollout.episodes import Job
 from collab.samples import write_samples
 from collab.solve_rate import constant_jobs, constant_rewards, fit_labels, label_jobs, roll_out
@@ -74,6 +76,13 @@ class Trainer:
         self.warned: set[str] = set()
         self.synthesiser = functools.cache(assembly.synthesiser)  # made when imitation begins
         self.weakening = Weakening.from_config(self.config.llm.weaken, assembly.task.knowledge)
+        self.batches = Batches(
+            assembly.engine,
+            self._jobs,
+            temperature=self.config.rollout.temperature,
+            weakening=self.weakening,
+            max_staleness=self.config.rollout.max_staleness,
+        )
         self.steps = Steps(
             self.config,
             assembly.policy,
@@ -216,17 +225,18 @@ class Trainer:
     def _reinforce(self) -> dict[str, float]:
         """One iteration, under the profiler where there is one."""
         iteration = self.step - self.cold_steps - 1
-        if not self.profiler:
-            return self._iterate(iteration)
-        with self.profiler.iteration(iteration):
+        with self.profiler.iteration(iteration) if self.profiler else contextlib.nullcontext():
             return self._iterate(iteration)
 
     def _iterate(self, iteration: int) -> dict[str, float]:
         """Roll out P problems x G samples, credit them, update."""
         config, engine = self.config, self.a.engine
-        jobs = self._jobs(iteration)
-        episodes, judged = self._roll_out(jobs, iteration)
-        counters = dict(engine.counters)
+        # Nothing is in flight at a save: whoever resumes there goes on as if never stopped.
+        is_break = self.step + 1 == self.total or self._is_save_due(self.step + 1)
+        jobs, rolled, counters = self.batches.take(
+            iteration, self.state.params, may_begin_next=not is_break
+        )
+        episodes, judged = self._judged(rolled, iteration)
         terms = [score(episode, config.reward) for episode in episodes]
         weights = dual.priced(config.reward, self.multiplier)
         priced = [score(episode, weights) for episode in episodes] if self.multiplier else terms
@@ -247,7 +257,7 @@ class Trainer:
                     jobs,
                     episodes,
                     [term.reward for term in priced],
-                    roll_out=lambda turns: self._roll_out(turns, iteration)[0],
+                    roll_out=lambda turns: self._other_turns(turns, iteration),
                     weights=weights,
                     standardise=config.rl.standardise,
                     rng=self._rng(BRANCHES, iteration),
@@ -314,16 +324,20 @@ class Trainer:
         )
         return {"multiplier": before, "turn_price": turn_price + before}
 
-    def _roll_out(
-        self, jobs: Sequence[Job], iteration: int
-    ) -> tuple[list[Episode], dict[str, float]]:
-        """Sampled episodes, with the judge's verdicts where they count, and figures about those."""
+    def _other_turns(self, jobs: Sequence[Job], iteration: int) -> list[Episode]:
+        """Sampled as the episodes were that they are compared with."""
         rolled = self.a.engine.run(
             self.state.params,
             jobs,
             temperature=self.config.rollout.temperature,
             weakening=self.weakening,
         )
+        return self._judged(rolled, iteration)[0]
+
+    def _judged(
+        self, rolled: Sequence[Episode], iteration: int
+    ) -> tuple[list[Episode], dict[str, float]]:
+        """Episodes with the judge's verdicts where they count, and figures about those."""
         with self.stopwatch.part("wait"):  # for the judge, which is an LLM, too
             return self.a.panel.judged(rolled, draw=f"iteration {iteration}")
 
@@ -377,12 +391,3 @@ class Trainer:
         check_finite(
             metrics, batch, params=self.state.params, step=self.step, into=self.a.workdir, key=rate
         )
-
-
-def longest_at(step: int, curriculum: Sequence[tuple[int, int]]) -> int:
-    """The limit of a trace's tokens at a step of imitation; 0 once the curriculum is over."""
-    for steps, longest in curriculum:
-        if step < steps:
-            return longest
-        step -= steps
-    return 0

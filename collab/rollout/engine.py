@@ -94,7 +94,7 @@ class Engine:
             self.decoder.advance, donate_argnums=1, out_shardings=(out, sharding.replicated(mesh))
         )
         self.stopwatch = Stopwatch()
-        self.counters: collections.Counter[str] = collections.Counter()  # of the newest `run`
+        self.counters: collections.Counter[str] = collections.Counter()  # since it was reset
 
     def put_whole(self, tree: Any) -> Any:
         """Host arrays to the mesh, whole on every device."""
@@ -127,9 +127,12 @@ class Engine:
             flight.turn(params)
             if flight.finished > before:
                 on_done(flight.finished - before)
-        return flight.take(batch)
+        return flight.take(batch)[0]
 
     def flight(self, *, temperature: float, weakening: Weakening | None = None) -> Flight:
         """Rows to which jobs can be added. Nothing else may be in flight."""
-        self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)
+        self.reset_counters()
         return Flight(self, temperature=temperature, weakening=weakening)
+
+    def reset_counters(self) -> None:
+        self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)

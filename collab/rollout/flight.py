@@ -40,6 +40,8 @@ class Flight:
         self.temperature = engine.put_whole(np.float32(temperature))
         self.jobs: dict[int, Job] = {}
         self.results: dict[int, Episode] = {}
+        self.version = 0  # of the parameters that the next turn will be given
+        self.begun_at: dict[int, int] = {}  # versions, by job
         self.finished = self._added = 0
         self.row: list[InFlight | None] = [None] * engine.rows_count
         self.futures: dict[int, concurrent.futures.Future[Feedback]] = {}
@@ -69,11 +71,15 @@ class Flight:
     def is_finished(self, batch: range) -> bool:
         return all(index in self.results for index in batch)
 
-    def take(self, batch: range) -> list[Episode]:
-        """The episodes of a finished batch, in the order of its jobs; they are forgotten here."""
+    def take(self, batch: range) -> tuple[list[Episode], list[int]]:
+        """Episodes of a finished batch, as its jobs go, and the version that each began at.
+
+        They are forgotten here.
+        """
         for index in batch:
             del self.jobs[index]
-        return [self.results.pop(index) for index in batch]
+        episodes = [self.results.pop(index) for index in batch]
+        return episodes, [self.begun_at.pop(index, self.version) for index in batch]
 
     def turn(self, params: Params) -> None:
         """Refill rows, feed replies, advance, then handle every row that stopped."""
@@ -183,6 +189,7 @@ class Flight:
                     break
                 prompts[prompt] = len(prompts)
             entry = InFlight(self.queue.popleft(), job)
+            self.begun_at[entry.index] = self.version
             self.row[b], taken = entry, taken + 1
             source_B[b], identity_BI[b] = prompts[prompt], job.identity
             index_B[b] = engine.rule_index[job.strategy]
