@@ -1,8 +1,9 @@
 """A profiler's trace of a few iterations, for `--profile=steps`.
 
 TensorBoard (with its profile plug-in) reads the folder, ui.perfetto.dev the `.trace.json.gz` in it.
-Host parts carry the names of `collab.stopwatch`, device operations the named scopes of what they
-belong to: admit, feed, advance with decide and write; reference, policy and optimizer in an update.
+Host parts carry the names of `collab.stopwatch`. Operations carry the named scopes that they belong
+to (admit, feed, advance with read, decide and write; reference, policy and optimizer of an update)
+in TensorBoard's graph and operation views; a CPU's time line has XLA's own names.
 """
 
 from __future__ import annotations
