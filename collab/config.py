@@ -107,6 +107,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "unstack_layers": True,
                 "steps_per_call": 64,  # decode steps before control returns to the host
                 "prompts_per_call": 32,  # distinct prompts prefilled together
+                # 1: a batch begins before the update on the last one, which hides the LLM's
+                # latency; not around a save, and a stop drops what has begun. 0: after it
+                "max_staleness": 0,
             },
             "llm": {
                 "backend": "scripted",  # a row of collab.llm.BACKENDS
@@ -252,6 +255,9 @@ def default_config() -> ml_collections.ConfigDict:
                 "clip_ratio": 0.2,
                 "head_clip_ratio": 0.2,
                 "updates": 1,  # optimiser steps per batch
+                # with rollout.max_staleness: of what older weights sampled, a token or decision
+                # counts by its probability now over that then, at most so often
+                "importance_limit": 2.0,
                 "chunk_rows": 0,  # of contexts read at once, no number moves; 0 = suits the device
                 "decision_weight": 1.0,
                 "kl_weight": 0.05,  # to the cold start, per token and per decision

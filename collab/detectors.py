@@ -115,7 +115,8 @@ def alarms(metrics: Mapping[str, float]) -> list[str]:
         found.append("answer laundering: requests copy the question")
     if metrics.get("zero_variance_groups", 0.0) > 0.8:
         found.append("most groups have no variance: little is learned")
-    if metrics.get("sampler_gap", 0.0) > SAMPLER_GAP:
+    is_fresh = metrics.get("staleness", 0.0) == 0.0  # else older parameters were the sampler
+    if is_fresh and metrics.get("sampler_gap", 0.0) > SAMPLER_GAP:
         found.append("sampler and trainer disagree on log-probabilities")
     if (
         max(metrics.get(n, 0.0) for n in ("status_llm_failed", "feedback_unavailable"))

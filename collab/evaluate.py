@@ -21,8 +21,7 @@ from collab.privacy.gate import restored
 from collab.progress import progress
 from collab.report import Outcome
 from collab.rewards import score
-from collab.rollout.engine import outgoing
-from collab.rollout.episodes import Job, empty_trace
+from collab.rollout.episodes import Job, empty_trace, outgoing
 from collab.strategies import LearnedRates, Setting, ThresholdStrategy
 from collab.strategies.confidence import SURPRISE
 from collab.types import (

@@ -34,12 +34,16 @@ flags.DEFINE_enum("mode", "train", list(MODES), "what to do; train by default")
 flags.DEFINE_string(
     "checkpoint", "", "a step of workdir, best, or another run's folder; default: newest"
 )
+flags.DEFINE_enum(
+    "profile", "", ["", "steps"], "steps: trace some iterations of training for TensorBoard"
+)
 flags.DEFINE_bool("debug", False, "show the traceback of an error")
 flags.DEFINE_string("coordinator", "", "several processes: host:port of process 0; a TPU pod: auto")
 flags.DEFINE_integer("processes", 1, "how many there are, with --coordinator=host:port")
 flags.DEFINE_integer("process", 0, "index of this one, with --coordinator=host:port")
 OWN_FLAGS = (
-    "config", "workdir", "mode", "checkpoint", "debug", "coordinator", "processes", "process",
+    "config", "workdir", "mode", "checkpoint", "profile", "debug", "coordinator", "processes",
+    "process",
 )  # fmt: skip
 EXAMPLE = "python -m collab.main --config=configs/quickstart.py --workdir=runs/quickstart"
 USER_ERRORS = (ValueError, OSError, flags.Error, FloatingPointError, RuntimeError, ImportError)
@@ -50,12 +54,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; every option is --name=value")
     validate(FLAGS.config)
+    if FLAGS.profile and FLAGS.mode != "train":
+        raise ValueError(f"--profile={FLAGS.profile} is of --mode=train; leave one of them out")
     # Imported late, so that --help and a mistake answer at once.
     from collab import run
 
     run.prepare(FLAGS.config, FLAGS.workdir)
     run.start_processes(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    getattr(run, FLAGS.mode)(FLAGS.config, FLAGS.workdir, FLAGS.checkpoint)
+    options = {"is_profiled": True} if FLAGS.profile else {}
+    getattr(run, FLAGS.mode)(FLAGS.config, FLAGS.workdir, FLAGS.checkpoint, **options)
 
 
 def cli(arguments: Sequence[str]) -> int:

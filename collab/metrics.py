@@ -22,6 +22,9 @@ import jax.numpy as jnp
 from collab.sharding import is_first_process
 
 Figure = float | int | str
+# Of names that tell of a process, not of what was learned: what it sent, where its time went. A run
+# that was stopped and resumed, or made again on kept replies, has others.
+OF_A_PROCESS = ("client/", "engine/", "time/")
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from collab.main import HELP_WORDS, USER_ERRORS, one_line, set_up_logging
 from collab.overrides import read_arguments
-from collab.planning.chips import Slice, read_mesh, read_slice, suited_mesh
+from collab.planning.slices import Slice, read_mesh, read_slice, suited_mesh
 from collab.rules import validate
 
 FLAGS = flags.FlagValues()  # its own, so that none of collab.main's is taken and ignored

@@ -24,6 +24,7 @@ def validate(config: Any) -> None:
     check_keys(config)
     _check_ranges(config)
     _check_rollout(config)
+    _check_staleness(config)
     _check_help(config)
     _check_judges(config.privacy)
     _check_learning(config)
@@ -77,7 +78,7 @@ AT_LEAST_ONE = (
 MOST_DISTRACTORS = 8
 POSITIVE = (
     "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "rl.value_weight", "rl.dual_rate",
-    "calibrate.tolerance",
+    "rl.importance_limit", "calibrate.tolerance",
     "privacy.judge.deadline_s", "privacy.audit_judge.deadline_s",
 )  # fmt: skip
 SHARES = (  # and *_share
@@ -128,6 +129,26 @@ def _check_rollout(config: Any) -> None:
         rollout.max_segments >= 2 or not rollout.draft_first,
         f"rollout.max_segments={rollout.max_segments} must be at least 2 with "
         "rollout.draft_first: a draft and the answer",
+    )
+
+
+def _check_staleness(config: Any) -> None:
+    rl, most = config.rl, config.rollout.max_staleness
+    _require(most <= 1, f"rollout.max_staleness={most} must be 0 or 1; try rollout.max_staleness=1")
+    _require(
+        most == 0 or rl.updates == 1,
+        f"rl.updates={rl.updates} with rollout.max_staleness=1 would leave a batch that is "
+        "off-policy already without a clip; use rl.updates=1 or rollout.max_staleness=0",
+    )
+    _require(
+        most == 0 or rl.credit != "branch",
+        "rl.credit='branch' with rollout.max_staleness=1 would compare turns of unlike weights; "
+        "use rl.credit='episode' or rollout.max_staleness=0",
+    )
+    _require(
+        most == 0 or config.checkpoint.every >= 2,
+        "checkpoint.every=1 with rollout.max_staleness=1: nothing is in flight at a save, so no "
+        "batch would begin early; try checkpoint.every=20",
     )
 
 

@@ -26,6 +26,7 @@ from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.llm.probe import USUAL_REQUESTS
 from collab.metrics import make_writers
 from collab.privacy import presidio
+from collab.profiler import FOLDER, Profiler
 from collab.restore import (
     Restored,
     check_same_run,
@@ -76,8 +77,11 @@ def prepare(config: Any, workdir: str) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def train(config: Any, workdir: str, checkpoint: str) -> None:
-    """Train, or go on training, then evaluate and print the table."""
+def train(config: Any, workdir: str, checkpoint: str, *, is_profiled: bool = False) -> None:
+    """Train, or go on training, then evaluate and print the table.
+
+    is_profiled: leave a profiler's trace of a few iterations in the workdir.
+    """
     if checkpoint:
         raise ValueError("--checkpoint is for the other modes; training resumes by itself")
     started, commit = time.monotonic(), report.git_commit()
@@ -91,7 +95,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
             assembly, probed = helpers.probed(
                 assembly, assembly.workdir, requests=config.llm.probe.requests, keeps=True
             )
-            trainer = _trained(assembly, stop)
+            trainer = _trained(assembly, stop, is_profiled=is_profiled)
             if trainer.was_stopped:
                 _log.info("stopped at step %d of %d; the same command goes on", trainer.step,
                           trainer.total)  # fmt: skip
@@ -108,7 +112,7 @@ def train(config: Any, workdir: str, checkpoint: str) -> None:
     _log.info("compiled programs: %s", json.dumps(trainer.programs()))
 
 
-def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
+def _trained(assembly: Assembly, stop: StopFlag, *, is_profiled: bool) -> Trainer:
     """A trainer that has run to the end, or until it was told to stop."""
     config = assembly.config
     _log.info(
@@ -121,7 +125,8 @@ def _trained(assembly: Assembly, stop: StopFlag) -> Trainer:
         jax.devices()[0].device_kind,
     )
     with make_writers(config.log, assembly.workdir) as writer:
-        trainer = Trainer(assembly, writer, stop.should_stop)
+        profiler = Profiler(assembly.workdir / FOLDER) if is_profiled else None
+        trainer = Trainer(assembly, writer, stop.should_stop, profiler)
         trainer.run()
     return trainer
 

@@ -18,21 +18,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from collab import cold_start, sharding
+from collab import cold_start, sharding, usage
 from collab.assembly import Assembly
 from collab.checkpoint import Checkpointer
+from collab.chips import chip_of
 from collab.detectors import alarms, figures
 from collab.episode_log import append_training
 from collab.finite import check_finite
 from collab.llm.weakening import Weakening
 from collab.metrics import MetricWriter
+from collab.profiler import Profiler
 from collab.progress import headline, progress
 from collab.rewards import Terms, score
 from collab.rl import branching, dual, load_objective
 from collab.rl.batch import Batch, collate
 from collab.rl.credit import assign
 from collab.rl.steps import Steps
+from collab.rl.traces import longest_at
 from collab.rl.update import TrainState
+from collab.rollout.ahead import Batches
 from collab.rollout.episodes import Job
 from collab.samples import write_samples
 from collab.solve_rate import constant_jobs, constant_rewards, fit_labels, label_jobs, roll_out
@@ -48,13 +52,19 @@ class Trainer:
     """One training run over an assembly.
 
     is_stopped: polled with the step after each one; True ends the run with a checkpoint.
+    profiler: of iterations of the policy gradient, if any.
     """
 
     def __init__(
-        self, assembly: Assembly, writer: MetricWriter, is_stopped: Callable[[int], bool]
+        self,
+        assembly: Assembly,
+        writer: MetricWriter,
+        is_stopped: Callable[[int], bool],
+        profiler: Profiler | None = None,
     ) -> None:
         self.a, self.config, self.writer = assembly, assembly.config, writer
-        self.is_stopped = is_stopped
+        self.is_stopped, self.profiler = is_stopped, profiler
+        self.stopwatch = assembly.engine.stopwatch
         self.problems = assembly.task.problems("train")
         self.objective = load_objective(self.config.rl.objective)
         self.cold_steps = self.config.cold_start.steps
@@ -66,6 +76,13 @@ class Trainer:
         self.warned: set[str] = set()
         self.synthesiser = functools.cache(assembly.synthesiser)  # made when imitation begins
         self.weakening = Weakening.from_config(self.config.llm.weaken, assembly.task.knowledge)
+        self.batches = Batches(
+            assembly.engine,
+            self._jobs,
+            temperature=self.config.rollout.temperature,
+            weakening=self.weakening,
+            max_staleness=self.config.rollout.max_staleness,
+        )
         self.steps = Steps(
             self.config,
             assembly.policy,
@@ -88,10 +105,13 @@ class Trainer:
                 if self.step == self.cold_steps > 0 and not self.config.cold_start.from_run:
                     cold_start.keep(self.a.workdir, self.state.params, step=self.step)
                 self._stage(self.cold_steps + 1, self._judge)
+                self.stopwatch.lap()
                 self._stage(self.total, self._reinforce, "policy gradient")
             self._save(None)
         finally:
             self.checkpointer.close()
+            if self.profiler:
+                self.profiler.close()
         return self.state.params
 
     def programs(self) -> dict[str, int]:
@@ -203,12 +223,20 @@ class Trainer:
     # --- policy gradient -------------------------------------------------------------------
 
     def _reinforce(self) -> dict[str, float]:
+        """One iteration, under the profiler where there is one."""
+        iteration = self.step - self.cold_steps - 1
+        with self.profiler.iteration(iteration) if self.profiler else contextlib.nullcontext():
+            return self._iterate(iteration)
+
+    def _iterate(self, iteration: int) -> dict[str, float]:
         """Roll out P problems x G samples, credit them, update."""
         config, engine = self.config, self.a.engine
-        iteration = self.step - self.cold_steps - 1
-        jobs = self._jobs(iteration)
-        episodes, judged = self._roll_out(jobs, iteration)
-        counters = dict(engine.counters)
+        # Nothing is in flight at a save: whoever resumes there goes on as if never stopped.
+        is_break = self.step + 1 == self.total or self._is_save_due(self.step + 1)
+        jobs, rolled, counters = self.batches.take(
+            iteration, self.state.params, may_begin_next=not is_break
+        )
+        episodes, judged = self._judged(rolled, iteration)
         terms = [score(episode, config.reward) for episode in episodes]
         weights = dual.priced(config.reward, self.multiplier)
         priced = [score(episode, weights) for episode in episodes] if self.multiplier else terms
@@ -229,19 +257,22 @@ class Trainer:
                     jobs,
                     episodes,
                     [term.reward for term in priced],
-                    roll_out=lambda turns: self._roll_out(turns, iteration)[0],
+                    roll_out=lambda turns: self._other_turns(turns, iteration),
                     weights=weights,
                     standardise=config.rl.standardise,
                     rng=self._rng(BRANCHES, iteration),
                 )
             )
-        on_device = sharding.put_rows(batch, self.a.mesh)
-        for _ in range(config.rl.updates):
-            self.state, learned = self.steps.policy_gradient(self.state, self.reference, on_device)
-        metrics.update(figures(episodes, terms, engine.names))
+        with self.stopwatch.part("update"):
+            on_device = sharding.put_rows(batch, self.a.mesh)
+            for _ in range(config.rl.updates):
+                self.state, learned = self.steps.policy_gradient(
+                    self.state, self.reference, on_device
+                )
+            metrics.update(figures(episodes, terms, engine.names))  # while the device is busy
+            metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         metrics.update(judged)
         metrics.update(self._ascended(episodes, terms))
-        metrics.update({k: float(v) for k, v in jax.device_get(learned).items()})
         if self.constant_reward is not None:
             metrics["gap_to_constant"] = metrics["reward"] - self.constant_reward
         metrics.update(counters)
@@ -264,9 +295,18 @@ class Trainer:
                 config=config,
                 iteration=iteration,
             )
+        metrics.update(self._usage(episodes))
         if iteration % config.log.every == 0:
             self._write("policy_gradient", {"iteration": iteration, **metrics})
         return metrics
+
+    def _usage(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Where the iteration's time went: since the last one ended, so with what was saved."""
+        network, mesh = self.a.policy.config, self.a.mesh
+        one = usage.update_flops(network, [episode.trace for episode in episodes])
+        self.stopwatch.count(update_flops=one * self.config.rl.updates)
+        chip = chip_of(mesh.devices.flat[0].device_kind)
+        return usage.figures(self.stopwatch.lap(), network, chip=chip, devices=mesh.size)
 
     def _ascended(self, episodes: Sequence[Episode], terms: Sequence[Terms]) -> dict[str, float]:
         """Move the multiplier by the batch; returns what it was, with a target ask rate alone."""
@@ -284,17 +324,22 @@ class Trainer:
         )
         return {"multiplier": before, "turn_price": turn_price + before}
 
-    def _roll_out(
-        self, jobs: Sequence[Job], iteration: int
-    ) -> tuple[list[Episode], dict[str, float]]:
-        """Sampled episodes, with the judge's verdicts where they count, and figures about those."""
+    def _other_turns(self, jobs: Sequence[Job], iteration: int) -> list[Episode]:
+        """Sampled as the episodes were that they are compared with."""
         rolled = self.a.engine.run(
             self.state.params,
             jobs,
             temperature=self.config.rollout.temperature,
             weakening=self.weakening,
         )
-        return self.a.panel.judged(rolled, draw=f"iteration {iteration}")
+        return self._judged(rolled, iteration)[0]
+
+    def _judged(
+        self, rolled: Sequence[Episode], iteration: int
+    ) -> tuple[list[Episode], dict[str, float]]:
+        """Episodes with the judge's verdicts where they count, and figures about those."""
+        with self.stopwatch.part("wait"):  # for the judge, which is an LLM, too
+            return self.a.panel.judged(rolled, draw=f"iteration {iteration}")
 
     def _warn(self, iteration: int, found: Sequence[str]) -> int:
         """Say each alarm in words when it is first met; later ones are in the metrics."""
@@ -346,12 +391,3 @@ class Trainer:
         check_finite(
             metrics, batch, params=self.state.params, step=self.step, into=self.a.workdir, key=rate
         )
-
-
-def longest_at(step: int, curriculum: Sequence[tuple[int, int]]) -> int:
-    """The limit of a trace's tokens at a step of imitation; 0 once the curriculum is over."""
-    for steps, longest in curriculum:
-        if step < steps:
-            return longest
-        step -= steps
-    return 0

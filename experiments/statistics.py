@@ -4,8 +4,9 @@ Values come as [S, Q]: S seeds, each with Q questions, the same or hardly any in
 of a strength as [L, S, Q]. A resample draws seeds, and questions for all of them alike, both with
 replacement: five seeds that answer one question are not five independent questions. Where seeds
 have their own questions, a draw takes one of each, which are no more alike than any others, and the
-variance is that of S times Q questions. What is compared is drawn together, so differences and ratios are
-paired. With few seeds intervals are too narrow, since S drawn seeds vary by (S-1)/S of the truth.
+variance is that of S times Q questions. What is compared is drawn together, so differences and
+ratios are paired. With few seeds intervals are too narrow, since S drawn seeds vary by (S-1)/S of
+the truth.
 Source: Owen 2007, the pigeonhole bootstrap.
 """
 

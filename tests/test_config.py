@@ -116,6 +116,19 @@ def test_shares_are_at_most_one(path: str) -> None:
             "cold_start.batch=6 must divide by mesh.data*mesh.fsdp=4; try cold_start.batch=24",
         ),
         ({"rollout.think_tokens": 1}, "rollout.think_tokens=1 must be at least 2"),
+        ({"rollout.max_staleness": 2}, "rollout.max_staleness=2 must be 0 or 1; try"),
+        (
+            {"rollout.max_staleness": 1, "rl.updates": 2},
+            "rl.updates=2 with rollout.max_staleness=1 would leave a batch that is off-policy",
+        ),
+        (
+            {"rollout.max_staleness": 1, "rl.credit": "branch"},
+            "rl.credit='branch' with rollout.max_staleness=1 would compare turns of unlike weights",
+        ),
+        (
+            {"rollout.max_staleness": 1, "checkpoint.every": 1},
+            "checkpoint.every=1 with rollout.max_staleness=1: nothing is in flight at a save",
+        ),
         ({"rollout.request_tokens": 1}, "rollout.request_tokens=1 must be at least 2"),
         ({"rollout.answer_tokens": 0}, "rollout.answer_tokens=0 must be at least 2"),
         ({"rollout.reply_tokens": 1}, "rollout.reply_tokens=1 must be at least 2"),

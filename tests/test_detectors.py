@@ -123,6 +123,7 @@ HEALTHY = {
         ({"copied_question": 0.51}, "laundering"),
         ({"zero_variance_groups": 0.81}, "no variance"),
         ({"sampler_gap": 0.011}, "disagree"),
+        ({"sampler_gap": 0.011, "staleness": 0.0}, "disagree"),
         ({"status_no_answer": 0.21}, "gibberish"),
         ({"cut": 1.01}, "gibberish"),
         ({"status_llm_failed": 0.11}, "helper fails"),
@@ -150,6 +151,7 @@ def test_each_alarm_rings_alone(change: dict[str, float], words: str) -> None:
         {"copied_question": 0.5},
         {"zero_variance_groups": 0.8},
         {"sampler_gap": 0.01},
+        {"sampler_gap": 0.5, "staleness": 0.1},  # the sampler had older parameters
         {"status_no_answer": 0.2, "cut": 1.0},
         {"judge/no_verdict": 50.0},
         {"judge/no_verdict": 0.0, "judge/requests": 0.0},

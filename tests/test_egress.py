@@ -79,7 +79,7 @@ def test_what_passes_an_open_gate_stays_or_is_for_the_judge() -> None:
     assert calls("Client") == {"assembly.py", "privacy/judge.py"}
     assert calls("Gate") == {"assembly.py", "rollout/engine.py", "privacy/judge.py"}
     assert calls("screen") == {
-        "assembly.py", "evaluate.py", "llm/probe.py", "rollout/engine.py", "privacy/judge.py",
+        "assembly.py", "evaluate.py", "llm/probe.py", "rollout/flight.py", "privacy/judge.py",
     }  # fmt: skip
     assert calls("verdicts") == {"privacy/panel.py"}
     assert calls("judged") == {"train.py", "solve_rate.py", "evaluate.py"}

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A name stands for a module, or for a package with all that is not named apart.
 LAYERS = (
     {"types"},
-    {"config", "overrides", "rules", "sharding", "tokenizers", "metrics", "checkpoint", "progress"},
+    {
+        *("config", "overrides", "rules", "sharding", "tokenizers", "metrics", "checkpoint"),
+        *("progress", "stopwatch", "profiler", "chips"),
+    },
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {
         *("rollout", "rewards", "rl.update", "rl.imitation", "rl.traces", "rl.credit"),
@@ -35,6 +38,7 @@ LAYERS = (
         "outcomes",
         "plots",
         "rl.steps",
+        "usage",
     },
     {"solve_rate", "train", "evaluate", "calibrate", "helpers", "planning"},
     {"restore", "eval_log"},

@@ -18,11 +18,12 @@ from jax.sharding import PartitionSpec as P
 
 from collab import sharding
 from collab.assembly import assemble
+from collab.chips import CHIPS
 from collab.config import default_config
 from collab.planning import memory, programs, table
-from collab.planning.chips import CHIPS, MESH_AXES, read_mesh, read_slice, suited_mesh
 from collab.planning.hlo import Work, count_work
 from collab.planning.programs import Planned, Program
+from collab.planning.slices import MESH_AXES, read_mesh, read_slice, suited_mesh
 from collab.rollout.engine import _Run
 from collab.rollout.episodes import Job
 from collab.types import Exchange, Feedback, FeedbackKind, Problem

@@ -15,14 +15,19 @@ from collab import tasks
 from collab.llm.replay_store import ReplayStore
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
+from collab.metrics import OF_A_PROCESS
 from collab.train import Trainer
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, without what the client counts: it sends nothing the second time."""
+    """Of metrics.jsonl, without the meters of a process: it sends nothing the second time."""
     text = (workdir / "metrics.jsonl").read_text()
     return [
-        {name: figure for name, figure in json.loads(line).items() if "client/" not in name}
+        {
+            name: figure
+            for name, figure in json.loads(line).items()
+            if not name.startswith(OF_A_PROCESS)
+        }
         for line in text.splitlines()
     ]
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import random
 import threading
+import time
 import zlib
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from collab import sharding, tokenizers
+from collab.llm import Completion
+from collab.llm.client import Client
 from collab.llm.pool import Pool
 from collab.llm.weakening import Weakening
 from collab.models.policy import Policy, init_params
@@ -43,6 +46,7 @@ from collab.types import (
     action_names,
 )
 from conftest import MESHES
+from fake_llm import OK, FakeBackend
 
 KINDS = (FeedbackKind.ANSWER, FeedbackKind.HINT, FeedbackKind.CLARIFY, FeedbackKind.UNAVAILABLE)
 ACTIONS = ("think", "answer", "reply", "ask_fact", "ask_solve")
@@ -338,6 +342,26 @@ def test_oracle_keeps_a_true_draft(tiny_config: Any, monkeypatch: pytest.MonkeyP
     job = Job(problem, (0, 0, 0), "oracle", setting)
     assert engine.run(params, [job], temperature=0.0)[0].segments[1].action != "ask_fact"
     assert hash_tokens(draft) != 0
+
+
+def test_identical_requests_of_rows_in_flight_are_sent_once(tiny_config: Any) -> None:
+    """Siblings that ask the same: each has a reply, and the helper was asked once a question."""
+    tiny_config.llm.deadline_s = 60.0
+    jobs = make_jobs(4, strategy="ask_first", setting=Setting(kind=FIRST_REQUEST_ID + 1))
+
+    def reply_once_all_have_asked() -> Completion:
+        while client.counters()["requests"] < len(jobs):
+            time.sleep(1e-3)
+        return OK
+
+    backend = FakeBackend(reply_once_all_have_asked, is_local=False)
+    client = Client(backend, tiny_config.llm, tiny_config.requests)
+    engine, params = make_engine(tiny_config, client)
+    episodes = engine.run(params, jobs, temperature=1.0)
+    client.close()
+    assert [e.exchanges[0].feedback.text for e in episodes] == ["look"] * len(jobs)
+    assert client.counters()["requests"] == 8 and client.counters()["cache_hits"] == 4
+    assert backend.calls == 4
 
 
 def test_opening_request(tiny_config: Any) -> None:

@@ -10,9 +10,15 @@ import pytest
 
 from collab.assembly import Assembly, assemble
 from collab.config import default_config
-from collab.rl.traces import Synthesiser, TraceDoesNotFitError, TraceWriter, _shortened, _some_notes
+from collab.rl.traces import (
+    Synthesiser,
+    TraceDoesNotFitError,
+    TraceWriter,
+    _shortened,
+    _some_notes,
+    longest_at,
+)
 from collab.tasks.world import language
-from collab.train import longest_at
 from collab.types import (
     ANSWER_ID,
     FIRST_REQUEST_ID,

@@ -30,7 +30,7 @@ from collab.checkpoint import Checkpointer
 from collab.detectors import figures
 from collab.llm import errors
 from collab.llm.serve import serving
-from collab.metrics import Writers, read_jsonl
+from collab.metrics import OF_A_PROCESS, Writers, read_jsonl
 from collab.rewards import score
 from collab.rl import batch as batch_module
 from collab.sharding import leaf_paths
@@ -80,9 +80,9 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl, without the client's meters: those count since the process started."""
+    """Of metrics.jsonl, without the meters of a process."""
     return [
-        {key: value for key, value in line.items() if not key.startswith("client/")}
+        {key: value for key, value in line.items() if not key.startswith(OF_A_PROCESS)}
         for line in read_jsonl(workdir / "metrics.jsonl")
     ]
 
@@ -241,6 +241,22 @@ def test_every_iteration_writes_every_figure_and_the_alarms(unbroken: tuple[Path
         assert line["usd"] <= line["client/usd"]
         assert "nonfinite" not in line
         assert line["sampler_gap"] < 1e-4
+
+
+def test_the_seconds_of_an_iteration_are_accounted_for(unbroken: tuple[Path, Record]) -> None:
+    parts = ("decode", "wait", "prefill", "update", "host")
+    for line in read_jsonl(unbroken[0] / "metrics.jsonl"):
+        if line["stage"] != "policy_gradient":
+            continue
+        seconds = {part: line[f"time/{part}_s"] for part in parts}
+        assert sum(seconds.values()) == pytest.approx(line["time/wall_s"])
+        assert all(seconds[part] > 0.0 for part in ("decode", "prefill", "update", "host"))
+        assert seconds["wait"] < 0.1 * line["time/wall_s"]  # the helper answers at once
+        assert line["engine/decode_steps"] > 0
+        assert line["engine/prefilled"] >= line["tokens_prefilled"] > 0
+        assert line["engine/prefill_ratio"] == 1.0
+        assert 0.0 < line["engine/busy_share"] <= 1.0
+        assert "engine/mfu" not in line  # of this device nothing is known
 
 
 def test_the_gap_to_the_best_constant_rule_is_logged_also_by_a_resumed_run(

@@ -10,6 +10,8 @@ at zero, are found too late and the policy becomes a learned constant.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -108,6 +110,15 @@ def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
     return policy.init(key, tokens_BS, features_BF, method=Policy.everything)["params"]
 
 
-def unstacked(params: Params) -> Params:
-    """The policy's parameters for decoding (`unstack_layers`)."""
-    return {**params, "lm": unstack_layers(params["lm"])}
+def unstacked(params: Params, *, dtype: str = "float32") -> Params:
+    """The policy's parameters for decoding: `unstack_layers`, and matrices in the matmuls' dtype.
+
+    dtype: `TransformerConfig.dtype`, so that no number moves: each would be cast where it is used.
+    """
+
+    def cast(path: Any, leaf: jax.Array) -> jax.Array:
+        is_norm = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
+        return leaf if is_norm else leaf.astype(dtype)
+
+    lm = jax.tree_util.tree_map_with_path(cast, unstack_layers(params["lm"]))
+    return {**params, "lm": lm}

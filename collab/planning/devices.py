@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from collab import sharding
-from collab.planning.chips import Slice
+from collab.planning.slices import Slice
 
 # What libtpu would else ask Google's metadata server for.
 ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}

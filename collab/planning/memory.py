@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from collab.planning.chips import Chip
+from collab.chips import Chip
 from collab.planning.programs import Planned, Program
 from collab.rl.reading import ROWS
 

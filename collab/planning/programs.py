@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,14 +22,15 @@ from collab import sharding
 from collab.assembly import make_policy
 from collab.config import request_names
 from collab.models import weights
-from collab.models.policy import Policy, init_params
+from collab.models.policy import Policy, init_params, unstacked
 from collab.models.presets import PUBLISHED_VOCABULARY
 from collab.planning.hlo import Work, count_work
 from collab.rl.batch import Batch, collate
 from collab.rl.steps import Steps
 from collab.rollout.decode import Admission, Decoder, Replies
-from collab.rollout.engine import FEED_PARTS, GOLD_STEPS, PROMPT_BUCKET, row_rules
-from collab.rollout.state import Limits, Rule, empty_rows
+from collab.rollout.engine import row_rules
+from collab.rollout.flight import FEED_PARTS, PROMPT_BUCKET
+from collab.rollout.state import GOLD_STEPS, Limits, Rule, empty_rows
 from collab.tokenizers import control_names
 from collab.tokenizers.base import SIZE_MULTIPLE
 from collab.types import Trace, action_names
@@ -106,21 +108,29 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
         rules=row_rules(),
     )
     batch = _batch(config, limits, mesh, rows=config.rl.problems * config.rl.samples)
+    read, copies = reference, tuple[Any, ...]()
+    if config.rollout.unstack_layers:
+        shapes = jax.eval_shape(functools.partial(unstacked, dtype=config.model.dtype), reference)
+        read = jax.tree.map(_placed, shapes, sharding.param_shardings(shapes, mesh))
+        copies = (read,)
+    whole = sharding.replicated(mesh)
+    admission, replies = _admission(config, limits, mesh), _replies(config, limits, mesh)
+    settings = _placed(
+        tuple(jax.ShapeDtypeStruct((), kind) for kind in ("float32", "int32", "int32", "bool")),
+        whole,
+    )
     inputs = {
         "imitate": _batch(config, limits, mesh, rows=config.cold_start.batch),
         "policy_gradient": batch,
-        "admit": _admission(config, limits, mesh),
-        "feed": _replies(config, limits, mesh),
-        "advance": _placed(
-            tuple(jax.ShapeDtypeStruct((), kind) for kind in ("float32", "int32", "int32", "bool")),
-            sharding.replicated(mesh),
-        ),
+        "admit": (*copies, admission),
+        "feed": (*copies, replies),
+        "advance": (*copies, settings),
     }
     out = jax.tree.map(lambda leaf: leaf.sharding, rows)
 
-    def rollout(function: Any, *more: Any) -> Callable[[], Any]:
+    def rollout(function: Any, out: Any, *more: Any) -> Callable[[], Any]:
         jitted = jax.jit(function, donate_argnums=1, out_shardings=out)
-        return lambda: jitted.lower(reference, rows, *more)
+        return lambda: jitted.lower(read, rows, *more)
 
     return Planned(
         config=config,
@@ -133,9 +143,9 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
         lower={
             "imitate": lambda: steps.imitate.lower(learner, inputs["imitate"]),
             "policy_gradient": lambda: steps.policy_gradient.lower(learner, reference, batch),
-            "admit": rollout(decoder.admit, inputs["admit"]),
-            "feed": rollout(decoder.feed, inputs["feed"]),
-            "advance": rollout(decoder.advance, *inputs["advance"]),
+            "admit": rollout(decoder.admit, out, admission),
+            "feed": rollout(decoder.feed, out, replies),
+            "advance": rollout(decoder.advance, (out, whole), *settings),
         },
     )
 

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 
 from collab import sharding
+from collab.chips import CHIPS, Chip
 from collab.planning import memory
-from collab.planning.chips import CHIPS, Chip, Slice
 from collab.planning.memory import Moment
 from collab.planning.programs import Planned, Program
+from collab.planning.slices import Slice
 
 WIDTH = 110  # characters of a line
 LABELS = {

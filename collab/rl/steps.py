@@ -108,4 +108,11 @@ def _learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
     optimizer = make_optimizer(
         schedule, clip_norm=rl.clip_norm, head_rate=rl.head_rate, feature_rate=rl.feature_rate
     )
-    return Learner(policy, optimizer, is_barred_V, config.rollout.temperature, rl.chunk_rows)
+    return Learner(
+        policy,
+        optimizer,
+        is_barred_V,
+        config.rollout.temperature,
+        rl.chunk_rows,
+        importance_limit=rl.importance_limit if config.rollout.max_staleness else 0.0,
+    )

@@ -308,3 +308,12 @@ def _some_notes(problem: Problem, rng: np.random.Generator) -> str:
 
 def _sentences(notes: str) -> list[str]:
     return [part for part in re.split(r"\s*\.(?:\s+|$)", notes.strip()) if part]
+
+
+def longest_at(step: int, curriculum: Sequence[tuple[int, int]]) -> int:
+    """The limit of a trace's tokens at a step of imitation; 0 once the curriculum is over."""
+    for steps, longest in curriculum:
+        if step < steps:
+            return longest
+        step -= steps
+    return 0

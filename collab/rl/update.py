@@ -22,7 +22,7 @@ import optax
 
 from collab.metrics import masked_mean
 from collab.models.policy import HEAD, Policy
-from collab.rl import Objective, reading, value
+from collab.rl import Objective, importance, reading, value
 from collab.rl.batch import Batch
 from collab.types import Params
 
@@ -95,7 +95,8 @@ def _read(
 class Learner:
     """The static side of an update: network, optimiser, objective, weights of the loss.
 
-    chunk_rows: `config.rl.chunk_rows`; it moves no number.
+    chunk_rows: `config.rl.chunk_rows`; it moves no number. importance_limit: of the weights of what
+    older parameters sampled; 0 = the objective's own ratio to the sampler.
     """
 
     policy: Policy
@@ -103,6 +104,7 @@ class Learner:
     is_barred_V: np.ndarray
     temperature: float
     chunk_rows: int = 0
+    importance_limit: float = 0.0
 
     def start(self, params: Params) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.int32(0))
@@ -132,29 +134,28 @@ class Learner:
         weights: Mapping[str, Any],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step on a batch of rollouts. weights: `config.rl`. Returns metrics, f32 scalars."""
-        reference_BN, reference_BKA = self._logp(reference, batch)
+        with jax.named_scope("reference"):
+            reference_BN, reference_BKA = self._logp(reference, batch)
         reference_BN, reference_BKA = jax.lax.stop_gradient((reference_BN, reference_BKA))
 
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            logp_BN, logp_BKA, hidden_BKD = self._read(params, batch)
+            with jax.named_scope("policy"):
+                logp_BN, logp_BKA, hidden_BKD = self._read(params, batch)
             chosen_BK = _chosen(logp_BKA, batch.action_BK)
             advantage_BN, advantage_BK, value_metrics = self._advantages(
                 params, hidden_BKD, batch, objective=objective, weights=weights
             )
-            token_loss = objective.average(
-                objective.loss(logp_BN, batch.sampler_logp_BN, advantage_BN, weights["clip_ratio"]),
-                batch.written_BN,
-                weights,
+            limit = self.importance_limit
+            tokens = (logp_BN, batch.sampler_logp_BN)
+            decisions = (chosen_BK, batch.sampler_action_logp_BK)
+            loss_BN = importance.corrected(
+                objective, *tokens, advantage_BN, clip=weights["clip_ratio"], limit=limit
             )
-            decision_loss = masked_mean(
-                objective.loss(
-                    chosen_BK,
-                    batch.sampler_action_logp_BK,
-                    advantage_BK,
-                    weights["head_clip_ratio"],
-                ),
-                batch.choice_BK,
+            loss_BK = importance.corrected(
+                objective, *decisions, advantage_BK, clip=weights["head_clip_ratio"], limit=limit
             )
+            token_loss = objective.average(loss_BN, batch.written_BN, weights)
+            decision_loss = masked_mean(loss_BK, batch.choice_BK)
             gap_BN = reference_BN - logp_BN
             token_kl = masked_mean(jnp.exp(gap_BN) - gap_BN - 1.0, batch.written_BN)
             p_BKA = jnp.exp(logp_BKA)
@@ -180,6 +181,8 @@ class Learner:
                 "sampler_gap": jnp.maximum(
                     jnp.max(jnp.abs(token_gap_BN)), jnp.max(jnp.abs(head_gap_BK))
                 ),
+                **importance.figures("token", *tokens, batch.written_BN, limit=limit),
+                **importance.figures("decision", *decisions, batch.choice_BK, limit=limit),
                 **value_metrics,
             }
 

@@ -36,6 +36,7 @@ from collab.rollout.state import (
     Limits,
     Rows,
     Rule,
+    Work,
     hash_next,
     legal_actions,
 )
@@ -176,24 +177,24 @@ class Decoder:
         steps: jax.Array,
         idle: jax.Array,
         is_help_open: jax.Array,
-    ) -> Rows:
+    ) -> tuple[Rows, Work]:
         """Decode until `steps` are done, `idle` rows can't go on, or none can.
 
         temperature: f32 scalar, of tokens; 0 takes the most likely token and action.
         is_help_open: bool scalar; False makes requests illegal, as the trace records.
         """
 
-        def goes_on(carry: tuple[jax.Array, Rows]) -> jax.Array:
-            step, rows = carry
+        def goes_on(carry: tuple[Rows, Work]) -> jax.Array:
+            rows, work = carry
             is_active_B = (rows.phase_B == DECIDE) | (rows.phase_B == WRITE)
-            return (step < steps) & jnp.any(is_active_B) & (jnp.sum(~is_active_B) < idle)
+            return (work.steps < steps) & jnp.any(is_active_B) & (jnp.sum(~is_active_B) < idle)
 
-        def body(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
-            step, rows = carry
-            return step + 1, self.step(params, rows, temperature, is_help_open)
+        def body(carry: tuple[Rows, Work]) -> tuple[Rows, Work]:
+            rows, work = carry
+            return self.step(params, rows, temperature, is_help_open), work.and_step(rows)
 
         with jax.named_scope("advance"):
-            return jax.lax.while_loop(goes_on, body, (jnp.int32(0), rows))[1]
+            return jax.lax.while_loop(goes_on, body, (rows, Work.none()))
 
     def step(
         self, params: Params, rows: Rows, temperature: jax.Array, is_help_open: jax.Array
@@ -205,16 +206,19 @@ class Decoder:
         is_active_B = is_deciding_B | is_writing_B
         last_B = rows.tokens_BT[row_B, rows.length_B - 1]
         at_B = jnp.where(is_active_B, rows.length_B - 1, T)
-        hidden_B1D, cache = self.policy.apply(
-            {"params": params}, last_B[:, None], at_B[:, None], rows.cache
-        )
+        with jax.named_scope("read"):
+            hidden_B1D, cache = self.policy.apply(
+                {"params": params}, last_B[:, None], at_B[:, None], rows.cache
+            )
         hidden_BD = hidden_B1D[:, 0]
         rows = dataclasses.replace(rows, cache=cache)
         uniform_B2 = jax.vmap(two_uniforms)(rows.key_BU, rows.length_B)
-        decided, action_B = self._decide(
-            params, rows, hidden_BD, uniform_B2[:, 0], temperature, is_help_open
-        )
-        written, token_B = self._write(params, rows, hidden_BD, uniform_B2[:, 1], temperature)
+        with jax.named_scope("decide"):
+            decided, action_B = self._decide(
+                params, rows, hidden_BD, uniform_B2[:, 0], temperature, is_help_open
+            )
+        with jax.named_scope("write"):
+            written, token_B = self._write(params, rows, hidden_BD, uniform_B2[:, 1], temperature)
 
         def merge(kept: Any, by_deciding: Any, by_writing: Any) -> jax.Array:
             shape = (-1, *[1] * (kept.ndim - 1))

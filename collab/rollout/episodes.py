@@ -1,6 +1,6 @@
 """What is asked of the engine and what comes back: jobs, and episodes read off finished rows.
 
-Host code. The engine (`collab.rollout.engine`) decides when a row is finished.
+Host code. `collab.rollout.flight` decides when a row is finished.
 """
 
 from __future__ import annotations
@@ -171,3 +171,12 @@ def _segment_text(tokens_S: np.ndarray, start: int, tokenizer: Tokenizer) -> str
     ends = np.flatnonzero(tokens_S[start:] == tokenizer.end_id)
     stop = start + int(ends[0]) if len(ends) else len(tokens_S)
     return tokenizer.decode(tokens_S[start:stop].tolist()).strip()
+
+
+def outgoing(text: str, problem: Problem, share: str) -> str:
+    """What leaves the machine for a request: its text, with more context as `llm.share` says."""
+    if share == "request":
+        return text
+    if share == "question":
+        return f"{problem.question}\n{text}"
+    return f"{problem.notes}\n{problem.question}\n{text}"

@@ -23,6 +23,7 @@ from collab.types import ANSWER_ID, FEATURES, FIRST_REQUEST_ID, REPLY_ID, THINK_
 # Phases of a row.
 FREE, DECIDE, WRITE, WAIT, DONE = 0, 1, 2, 3, 4
 
+GOLD_STEPS = 8  # known solution steps a row can hold, for the oracle
 FEATURE_CEILING = 4.0  # of the first four of FEATURES
 
 
@@ -177,6 +178,37 @@ class Rows:
     legal_BKA: jax.Array
     features_BKF: jax.Array
     is_cut_BK: jax.Array  # the segment that decision k opened hit its length limit
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a call of `advance` did, i32 scalars.
+
+    steps: of the loop. row_steps: in which a row decoded. empty_row_steps: in which it was free or
+    finished. context_read: tokens that the decoding rows attended to.
+    """
+
+    steps: jax.Array
+    row_steps: jax.Array
+    empty_row_steps: jax.Array
+    context_read: jax.Array
+
+    @classmethod
+    def none(cls) -> Work:
+        zero = jnp.int32(0)
+        return cls(zero, zero, zero, zero)
+
+    def and_step(self, rows: Rows) -> Work:
+        """With one more step, which these rows are about to do."""
+        is_active_B = (rows.phase_B == DECIDE) | (rows.phase_B == WRITE)
+        return Work(
+            steps=self.steps + 1,
+            row_steps=self.row_steps + jnp.sum(is_active_B),
+            empty_row_steps=self.empty_row_steps
+            + jnp.sum((rows.phase_B == FREE) | (rows.phase_B == DONE)),
+            context_read=self.context_read + jnp.sum(jnp.where(is_active_B, rows.length_B, 0)),
+        )
 
 
 def empty_rows(config: TransformerConfig, limits: Limits, *, rows: int, steps: int) -> Rows:

@@ -33,7 +33,7 @@ from collab.llm.journal import Journal
 from collab.llm.replay_store import ReplayStore
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
-from collab.metrics import read_jsonl
+from collab.metrics import OF_A_PROCESS, read_jsonl
 from collab.progress import progress
 from collab.report import git_commit
 from experiments.fault_campaign.child import TRAINING
@@ -294,7 +294,7 @@ def _inspected(folder: pathlib.Path, server: Counting, begun_s: float, killed_s:
 def _outcome(folder: pathlib.Path) -> dict[str, Any]:
     """All that must not depend on kills: no clock, and none of a process's own counts."""
     metrics = [
-        {name: figure for name, figure in line.items() if not name.startswith("client/")}
+        {name: figure for name, figure in line.items() if not name.startswith(OF_A_PROCESS)}
         for line in read_jsonl(folder / "metrics.jsonl")
     ]
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))

@@ -1,8 +1,4 @@
-"""What a chip can do by its vendor's public figures, and names of slices and meshes as flags.
-
-Peaks are of dense bf16 matmuls; nobody reaches them. Nothing here was measured. Links are in one
-direction: half of what vendors call bidirectional; v4's are six of 50 GB/s (Jouppi et al. 2023).
-"""
+"""Names of slices and meshes as flags have them."""
 
 from __future__ import annotations
 
@@ -12,38 +8,11 @@ import math
 import re
 from collections.abc import Mapping
 
-GB, GIB = 10**9, 2**30
+from collab.chips import CHIPS, Chip
+
 MESH_AXES = ("data", "fsdp", "model")  # as `collab.sharding.AXES`, which needs jax
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device as jax sees it. link_bytes_per_s: in one direction, over all its links together.
-
-    cores: TensorCores that a slice's name counts for each chip; jax sees them as one device.
-    """
-
-    name: str
-    memory_bytes: int
-    flops_per_s: float
-    memory_bytes_per_s: float
-    link_bytes_per_s: float
-    source: str
-    cores: int = 1
-
-
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 32 * GIB, 275e12, 1200e9, 300e9, "cloud.google.com/tpu/docs/v4", cores=2),
-        Chip("v5e", 16 * GB, 197e12, 819e9, 200e9, "cloud.google.com/tpu/docs/v5e"),
-        Chip("v5p", 95 * GB, 459e12, 2765e9, 600e9, "cloud.google.com/tpu/docs/v5p", cores=2),
-        Chip("v6e", 32 * GB, 918e12, 1600e9, 400e9, "cloud.google.com/tpu/docs/v6e"),
-        Chip("a100", 80 * GB, 312e12, 2039e9, 300e9, "NVIDIA A100 80GB SXM data sheet"),
-        Chip("h100", 80 * GB, 989e12, 3350e9, 450e9, "NVIDIA H100 SXM data sheet"),
-        Chip("h200", 141 * GB, 989e12, 4800e9, 450e9, "NVIDIA H200 SXM data sheet"),
-    )
-}
 SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 SHAPES = {"v4": CUBES, "v5e": SQUARES, "v5p": CUBES, "v6e": SQUARES}  # of the usual slices
