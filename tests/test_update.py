@@ -181,6 +181,34 @@ def test_the_loss_is_the_documented_formula() -> None:
     assert got["gradient_norm"] == pytest.approx(math.sqrt(sum(squares)), rel=1e-5)
 
 
+def test_what_older_weights_sampled_counts_by_its_truncated_ratio() -> None:
+    """Of tokens and decisions, instead of the clipped ratio; and the ratios are logged."""
+    batch, learner = make_batch(), dataclasses.replace(LEARNER, importance_limit=0.5)
+    logp_M, logp_JA, chosen_J = by_hand(POLICY_SEED)
+    _, metrics = quick_jit(
+        lambda state, reference, batch: learner.policy_gradient(
+            state, reference, batch, objective=Grpo(), weights=ONLY_LOSSES
+        )
+    )(LEARNER.start(make_params(POLICY_SEED)), make_params(REFERENCE_SEED), batch)
+    places = {
+        "token": (batch.written_BN, batch.sampler_logp_BN, batch.advantage_BN, logp_M),
+        "decision": (
+            batch.choice_BK,
+            batch.sampler_action_logp_BK,
+            batch.decision_advantage_BK,
+            logp_JA[np.arange(4), chosen_J],
+        ),
+    }
+    for name, (mask, sampler, advantage, logp) in places.items():
+        ratio = np.exp(logp - sampler[mask])
+        assert ratio.min() < 0.5 < ratio.max(), name  # the limit binds for some
+        loss = -(np.minimum(ratio, 0.5) * advantage[mask]).mean()
+        assert metrics[f"{name}_loss"] == pytest.approx(loss, rel=1e-4)
+        assert metrics[f"importance/{name}_mean"] == pytest.approx(ratio.mean(), rel=1e-4)
+        assert metrics[f"importance/{name}_max"] == pytest.approx(ratio.max(), rel=1e-4)
+        assert metrics[f"importance/{name}_truncated"] == pytest.approx((ratio > 0.5).mean())
+
+
 def test_imitation_is_the_cross_entropy_of_tokens_and_choices() -> None:
     logp_M, logp_JA, chosen_J = by_hand(POLICY_SEED)
     state, metrics = quick_jit(LEARNER.imitate)(
