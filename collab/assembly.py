@@ -170,7 +170,7 @@ def assemble(config: Any, workdir: str) -> Assembly:
     gate = Gate(config.privacy.gate, audit)
     names = action_names(request_names(config))
     control = tuple(tokenizer.control[name] for name in names)
-    policy = make_policy(config, vocabulary=tokenizer.size, action_tokens=control)
+    policy = make_policy(config, mesh, vocabulary=tokenizer.size, action_tokens=control)
     if config.model.weights:
         weights.check_fit(config.model.weights, policy.config)
     pool = Pool.from_config(config, backend.helper_names)
@@ -190,10 +190,13 @@ def assemble(config: Any, workdir: str) -> Assembly:
     )
 
 
-def make_policy(config: Any, *, vocabulary: int, action_tokens: tuple[int, ...]) -> Policy:
+def make_policy(
+    config: Any, mesh: jax.sharding.Mesh, *, vocabulary: int, action_tokens: tuple[int, ...]
+) -> Policy:
     """The network that a config asks for. action_tokens: the control token of each action."""
+    rows = sharding.row_sharding(mesh) if mesh.size > 1 else None
     return Policy(
-        transformer_config(config.model, vocabulary),
+        dataclasses.replace(transformer_config(config.model, vocabulary), row_sharding=rows),
         len(action_tokens),
         head_width=config.model.head_width,
         has_value=config.rl.credit == "value",

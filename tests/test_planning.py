@@ -297,6 +297,14 @@ def test_parts_of_a_device_by_hand() -> None:
     assert memory.kept_bytes(plan_of(ONE))["parameters"] == every
 
 
+def test_the_update_gathers_weights_and_no_activations() -> None:
+    """What is summed over devices are gradients, the size of the parameters, and little else."""
+    plan, work = plan_of(FSDP), compiled("policy_gradient", *FSDP.values()).work
+    every = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.reference)) * 4
+    _, summed_bytes = work.collectives["all-reduce"]
+    assert every < summed_bytes < 1.2 * every
+
+
 def test_collectives_come_with_the_axes_that_need_them() -> None:
     assert compiled("policy_gradient", 1, 1, 1).work.collectives == {}
     for mesh in (FSDP, TENSOR):

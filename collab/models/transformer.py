@@ -59,6 +59,9 @@ class TransformerConfig:
     has_qk_norm: bool = False  # Qwen3
     dtype: str = "float32"  # of matmuls; parameters stay float32 unless cast by the loader
     remat: bool = False  # recompute each layer in the backward pass
+    # Of activations without a cache, rows first: on several devices a layer's weights are gathered
+    # where its rows are. None leaves it to the compiler, which may gather the rows instead.
+    row_sharding: jax.sharding.NamedSharding | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -165,6 +168,20 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 ONE_HOT_VOCABULARY = 4096  # above it the one-hot matmul costs more than a layer
 
 
+def by_rows(x: jax.Array, config: TransformerConfig, *, last: Any = None) -> jax.Array:
+    """`x` with its rows, axis 0, where `config.row_sharding` has them, if they divide by it.
+
+    last: how its last axis is split, None = it is whole.
+    """
+    if config.row_sharding is None:
+        return x
+    rows, mesh = config.row_sharding.spec[0], config.row_sharding.mesh
+    if x.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+        return x
+    spec = jax.sharding.PartitionSpec(rows, *[None] * (x.ndim - 2), last)
+    return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, computed in f32. Source: Zhang & Sennrich 2019."""
 
@@ -247,11 +264,15 @@ class Block(nn.Module):
                 visible = jnp.arange(key_BMTC.shape[2]) <= positions_BS[:, :, None]
             y = attend(query, key_BMTC, value_BMTC, visible)
             x_BSD = x_BSD + dense("out", config.width, y, axes=2, init=QUIET)
+            if cache is None:
+                x_BSD = by_rows(x_BSD, config)
         with jax.named_scope("feed_forward"):
             y = RMSNorm(config.norm_epsilon, name="mlp_norm")(x_BSD)
             gate = jax.nn.silu(dense("gate", config.feed_forward, y))
             up = dense("up", config.feed_forward, y)
             x_BSD = x_BSD + dense("down", config.width, gate * up, init=QUIET)
+            if cache is None:
+                x_BSD = by_rows(x_BSD, config)
         return x_BSD, cache
 
 
@@ -293,7 +314,7 @@ class Transformer(nn.Module):
         """Hidden states f32 or bf16 [B, S, D] after the final norm, and the updated cache."""
         x = look_up(self.embed.embedding, tokens_BS).astype(jnp.dtype(self.config.dtype))
         if cache is None:
-            x, _ = self.layers(x, positions_BS)
+            x, _ = self.layers(by_rows(x, self.config), positions_BS)
         else:
             layers = self.variables["params"]["layers"]
             written = []

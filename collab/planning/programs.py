@@ -76,7 +76,9 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
     names = action_names(request_names(config))
     vocabulary = vocabulary_of(config)
     tokens_A = np.arange(vocabulary - len(names), vocabulary, dtype=np.int32)
-    policy = make_policy(config, vocabulary=vocabulary, action_tokens=tuple(tokens_A.tolist()))
+    policy = make_policy(
+        config, mesh, vocabulary=vocabulary, action_tokens=tuple(tokens_A.tolist())
+    )
     limits = Limits.of(
         config.rollout, len(names), helper_features=len(config.model.helper_features)
     )

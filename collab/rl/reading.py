@@ -15,9 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from collab.models.policy import Policy
 from collab.models.sampling import token_logp
+from collab.models.transformer import by_rows
 from collab.rl.batch import Batch
 from collab.types import Params
 
@@ -71,6 +73,7 @@ def written_logp(
 
     def read(hidden_QMD: jax.Array, token_QM: jax.Array) -> jax.Array:
         logits_QMV = policy.apply({"params": params}, hidden_QMD, method=Policy.token_logits)
+        logits_QMV = by_rows(logits_QMV, policy.config, last=PartitionSpec.UNCONSTRAINED)
         logp_QMV = token_logp(logits_QMV, jnp.asarray(is_barred_V), jnp.float32(temperature))
         return jnp.take_along_axis(logp_QMV, token_QM[..., None], axis=-1)[..., 0]
 

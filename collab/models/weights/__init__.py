@@ -49,7 +49,11 @@ def check_fit(source: str, config: TransformerConfig) -> None:
             f"{config.vocabulary}; set tokenizer.kind to the kind of these weights (gguf or hf)"
         )
     found = dataclasses.replace(
-        own, vocabulary=config.vocabulary, dtype=config.dtype, remat=config.remat
+        own,
+        vocabulary=config.vocabulary,
+        dtype=config.dtype,
+        remat=config.remat,
+        row_sharding=config.row_sharding,
     )
     wrong = [
         f"{field.name} {getattr(config, field.name)} (weights: {getattr(found, field.name)})"
