@@ -15,7 +15,7 @@ function of the row's key and the position, hence of nothing that timing could c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -137,37 +137,37 @@ class Decoder:
 
     def feed(self, params: Params, rows: Rows, replies: Replies) -> Rows:
         """Append replies through the cache; those rows decide next."""
-        B, T = rows.tokens_BT.shape
-        R = replies.tokens_FR.shape[1]
+        T = rows.tokens_BT.shape[1]
         with jax.named_scope("feed"):
             row_F = replies.row_F
             length_F = rows.length_B.at[row_F].get(mode="clip")
-            offset_R = jnp.arange(R)
-            is_real_FR = (offset_R < replies.count_F[:, None]) & (row_F < B)[:, None]
             # The row's last token is not in the cache yet; the reply's last one stays out of it.
             last_F = rows.tokens_BT.at[row_F, length_F - 1].get(mode="clip")
             read_FR = jnp.concatenate([last_F[:, None], replies.tokens_FR[:, :-1]], axis=1)
-            at_FR = jnp.where(is_real_FR, length_F[:, None] - 1 + offset_R, T)
+            at_FR = jnp.where(_is_real(rows, replies), _places(rows, replies) - 1, T)
             cache = jax.tree.map(lambda leaf: leaf.at[row_F].get(mode="clip"), rows.cache)
             _, cache = self.policy.apply({"params": params}, read_FR, at_FR, cache)
-            write_FR = jnp.where(is_real_FR, length_F[:, None] + offset_R, T)
-
-            def put(kept: jax.Array, value: Any) -> jax.Array:
-                return kept.at[row_F].set(value, mode="drop")
-
             return dataclasses.replace(
-                rows,
-                cache=jax.tree.map(put, rows.cache, cache),
-                tokens_BT=rows.tokens_BT.at[row_F[:, None], write_FR].set(
-                    replies.tokens_FR, mode="drop"
-                ),
-                length_B=put(rows.length_B, length_F + replies.count_F),
-                phase_B=put(rows.phase_B, DECIDE),
-                features_BF=put(rows.features_BF, 0.0),
-                is_drafted_B=put(rows.is_drafted_B, False),
-                is_asked_back_B=put(rows.is_asked_back_B, replies.is_asked_back_F),
-                helper_BE=put(rows.helper_BE, replies.helper_FE),
+                self.append(rows, replies), cache=jax.tree.map(_put(row_F), rows.cache, cache)
             )
+
+    def append(self, rows: Rows, replies: Replies) -> Rows:
+        """`feed` in all but the cache."""
+        put, T = _put(replies.row_F), rows.tokens_BT.shape[1]
+        length_F = rows.length_B.at[replies.row_F].get(mode="clip")
+        write_FR = jnp.where(_is_real(rows, replies), _places(rows, replies), T)
+        return dataclasses.replace(
+            rows,
+            tokens_BT=rows.tokens_BT.at[replies.row_F[:, None], write_FR].set(
+                replies.tokens_FR, mode="drop"
+            ),
+            length_B=put(rows.length_B, length_F + replies.count_F),
+            phase_B=put(rows.phase_B, DECIDE),
+            features_BF=put(rows.features_BF, 0.0),
+            is_drafted_B=put(rows.is_drafted_B, False),
+            is_asked_back_B=put(rows.is_asked_back_B, replies.is_asked_back_F),
+            helper_BE=put(rows.helper_BE, replies.helper_FE),
+        )
 
     def advance(
         self,
@@ -387,6 +387,24 @@ def _light(rows: Rows) -> Rows:
     return dataclasses.replace(
         rows, cache=(), tokens_BT=nothing, sampled_BT=nothing, logp_BT=nothing
     )
+
+
+def _put(row_F: jax.Array) -> Callable[[jax.Array, Any], jax.Array]:
+    """Writes values of F rows among all; those of unused places nowhere."""
+    return lambda kept, value: kept.at[row_F].set(value, mode="drop")
+
+
+def _places(rows: Rows, replies: Replies) -> jax.Array:
+    """Where the tokens of a reply go in their row, i32 [F, R]."""
+    length_F = rows.length_B.at[replies.row_F].get(mode="clip")
+    return length_F[:, None] + jnp.arange(replies.tokens_FR.shape[1])
+
+
+def _is_real(rows: Rows, replies: Replies) -> jax.Array:
+    """Which tokens of the replies there are, bool [F, R]."""
+    offset_R = jnp.arange(replies.tokens_FR.shape[1])
+    is_used_F = replies.row_F < len(rows.length_B)
+    return (offset_R < replies.count_F[:, None]) & is_used_F[:, None]
 
 
 def _draft_features(draft: Draft, count_B: jax.Array) -> jax.Array:

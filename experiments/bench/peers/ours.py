@@ -40,7 +40,7 @@ class Ours:
             self.made[key] = self._programs(batch, prompt, capacity)
         admit, advance, empty, new_rows = self.made[key]
         rows = admit(self.params, empty(), new_rows)
-        rows = advance(
+        rows, _ = advance(
             self.params,
             rows,
             jnp.float32(0.0 if greedy else 1.0),
