@@ -98,7 +98,7 @@ class LockStep(Flight):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def read_again(decoder: Decoder, tokens: int, params: Params, rows: Rows, row_F: jax.Array) -> Rows:
+def read_again(policy: Policy, tokens: int, params: Params, rows: Rows, row_F: jax.Array) -> Rows:
     """Read the first `tokens` tokens of F rows into a new cache, each but for its last token."""
     T = rows.tokens_BT.shape[1]
     length_F = rows.length_B.at[row_F].get(mode="clip")
