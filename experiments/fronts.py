@@ -169,6 +169,7 @@ def draw(points: Sequence[Point], costs: Sequence[str], *, joined: Sequence[str]
             members = [one for one in shown if one.group == group]
             _draw_group(axes, members, cost, color=f"C{at}", is_joined=group in joined)
         axes.set_xlabel(LABELS[cost])
+        axes.ticklabel_format(axis="x", scilimits=(-3, 4))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(LABELS[QUALITY])
     panels[0].legend()

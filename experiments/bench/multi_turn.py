@@ -33,6 +33,7 @@ from collab.assembly import Assembly, assemble
 from collab.config import load_config
 from collab.llm import make_backend
 from collab.llm.serve import serving
+from collab.models.policy import Policy
 from collab.models.transformer import empty_cache
 from collab.rollout.episodes import Job
 from collab.rollout.flight import Flight
