@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,13 +21,13 @@ from collab import sharding
 from collab.assembly import make_policy
 from collab.config import request_names
 from collab.models import weights
-from collab.models.policy import Policy, init_params, unstacked
+from collab.models.policy import Policy, init_params
 from collab.models.presets import PUBLISHED_VOCABULARY
 from collab.planning.hlo import Work, count_work
 from collab.rl.batch import Batch, collate
 from collab.rl.steps import Steps
 from collab.rollout.decode import Admission, Decoder, Replies
-from collab.rollout.engine import row_rules
+from collab.rollout.engine import decoding_copy, row_rules
 from collab.rollout.flight import FEED_PARTS, PROMPT_BUCKET
 from collab.rollout.state import GOLD_STEPS, Limits, Rule, empty_rows
 from collab.tokenizers import control_names
@@ -112,7 +111,7 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
     batch = _batch(config, limits, mesh, rows=config.rl.problems * config.rl.samples)
     read, copies = reference, tuple[Any, ...]()
     if config.rollout.unstack_layers:
-        shapes = jax.eval_shape(functools.partial(unstacked, dtype=config.model.dtype), reference)
+        shapes = jax.eval_shape(decoding_copy(config, mesh), reference)
         read = jax.tree.map(_placed, shapes, sharding.param_shardings(shapes, mesh))
         copies = (read,)
     whole = sharding.replicated(mesh)

@@ -103,7 +103,7 @@ class Engine:
         if not self.config.rollout.unstack_layers:
             return params
         if self._unstack is None:
-            copy = functools.partial(unstacked, dtype=self.config.model.dtype)
+            copy = decoding_copy(self.config, self.mesh)
             out = sharding.param_shardings(jax.eval_shape(copy, params), self.mesh)
             self._unstack = jax.jit(copy, out_shardings=out)
         return self._unstack(params)
@@ -144,6 +144,12 @@ class Engine:
 
     def reset_counters(self) -> None:
         self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)
+
+
+def decoding_copy(config: Any, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
+    """What `rollout.unstack_layers` makes of the parameters, once a rollout."""
+    is_joined = mesh.shape["model"] == 1
+    return functools.partial(unstacked, dtype=config.model.dtype, is_joined=is_joined)
 
 
 def row_rules() -> dict[str, Any]:

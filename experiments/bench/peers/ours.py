@@ -29,7 +29,9 @@ class Ours:
         self.config = TransformerConfig(vocabulary=VOCABULARY, **PRESETS["smollm2_135m"])
         self.policy = Policy(self.config, actions=5)
         make = jax.jit(functools.partial(init_params, self.policy, features=len(FEATURES)))
-        self.params = jax.jit(unstacked)(make(jax.random.key(0)))  # as once a rollout
+        self.params = jax.jit(functools.partial(unstacked, is_joined=True))(
+            make(jax.random.key(0))
+        )  # as once a rollout
         self.made: dict[tuple[int, int, int], Any] = {}
 
     def generate(self, *, batch: int, prompt: int, new: int, greedy: bool) -> None:
