@@ -111,7 +111,8 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
     batch = _batch(config, limits, mesh, rows=config.rl.problems * config.rl.samples)
     read, copies = reference, tuple[Any, ...]()
     if config.rollout.unstack_layers:
-        shapes = jax.eval_shape(decoding_copy(config, mesh), reference)
+        with as_on_accelerator():
+            shapes = jax.eval_shape(decoding_copy(config, mesh), reference)
         read = jax.tree.map(_placed, shapes, sharding.param_shardings(shapes, mesh))
         copies = (read,)
     whole = sharding.replicated(mesh)
