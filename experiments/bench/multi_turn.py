@@ -1,7 +1,7 @@
 """Rollouts of several turns with an LLM in the loop: ours, and in lock-step as peers do it.
 
 `python -m experiments.bench.multi_turn` (extra `smollm2`) prints a table and writes
-results/multi_turn.json and multi_turn.png. 64 episodes of SmolLM2-135M, f32, ask a scripted helper
+results/multi_turn.json. 64 episodes of SmolLM2-135M, f32, ask a scripted helper
 over real HTTP, whose latency is log-normal with a median of 0.5, 2 and 5 s. What to do is chosen at
 random, by the same keys in both, so that both make the same episodes, which is checked.
 
