@@ -127,7 +127,7 @@ def assembled(latency_s: float, *, is_local: bool = False) -> Iterator[Assembly]
         config = configured(latency_s, "")
         expert = make_backend("scripted", config.llm, knowledge=local.task.knowledge)
         url = stack.enter_context(serving(expert))
-        made = assemble(configured(latency_s, f"{url}/v1"), f"{folder}/served")
+        made = assemble(configured(latency_s, url), f"{folder}/served")
         yield stack.enter_context(contextlib.closing(made))
 
 
