@@ -20,7 +20,7 @@ from collab import sharding
 from collab.assembly import assemble
 from collab.chips import CHIPS
 from collab.config import default_config
-from collab.models.transformer import TRANSPOSED
+from collab.models.decoding import TRANSPOSED
 from collab.planning import memory, programs, table
 from collab.planning.hlo import Work, count_work
 from collab.planning.programs import Planned, Program

@@ -21,8 +21,9 @@ from collab import sharding
 from collab.llm import Completion, Message, errors
 from collab.llm.batcher import Batcher
 from collab.models import weights
+from collab.models.decoding import unstack_layers
 from collab.models.generate import Generator
-from collab.models.transformer import TransformerConfig, unstack_layers
+from collab.models.transformer import TransformerConfig
 from collab.tokenizers import gguf_file
 from collab.tokenizers.bpe import BpeTokenizer, FolderTokenizer, GgufTokenizer
 from collab.types import Knowledge, Params

@@ -16,7 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from collab.models.transformer import Cache, Transformer, TransformerConfig, unstack_layers
+from collab.models.decoding import unstack_layers
+from collab.models.transformer import Cache, Transformer, TransformerConfig
 from collab.types import Params
 
 

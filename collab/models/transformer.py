@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from collab.types import Params
+from collab.models.decoding import GATE_UP, QUERY_KEY_VALUE, TRANSPOSED, layer_of
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: key_BMTC, value_BMTC
 
@@ -327,7 +327,7 @@ class Transformer(nn.Module):
             layers = self.variables["params"]["layers"]
             written = []
             for index, layer_cache in enumerate(cache):
-                params = _layer(layers, index)
+                params = layer_of(layers, index)
                 block = Block(self.config, parent=None)
                 step: Any = block.apply({"params": params}, x, positions_BS, layer_cache)
                 x = step[0]
@@ -347,54 +347,6 @@ class Transformer(nn.Module):
                 kernel_VD = self.embed.embedding.astype(hidden.dtype)
                 return _einsum_f32("...d,vd->...v", hidden, kernel_VD)
             return self.unembedding(hidden).astype(jnp.float32)
-
-
-# Parameters that only a tree for decoding has.
-QUERY_KEY_VALUE, GATE_UP = "query_key_value", "gate_up"  # several matrices in one
-TRANSPOSED = "embedding_DV"  # a second table of a tied one
-JOINED = {QUERY_KEY_VALUE: ("query", "key", "value"), GATE_UP: ("gate", "up")}
-
-
-def unstack_layers(
-    params: Params, *, is_joined: bool = False, is_transposed: bool = False
-) -> Params:
-    """The same parameters for decoding: layers are subtrees "0", "1", ..., not stacked leaves.
-
-    A slice of a stacked leaf is a copy to XLA's CPU back end, and it is not moved out of the decode
-    loop: a step of SmolLM2-135M takes 2.2x as long at one row (measured). Takes numpy, too.
-    is_joined: what reads the same input is one matrix, 0.93x the time at one row; not where heads
-    are split over devices. is_transposed: a tied table stands there [D, V] besides, 0.9x on CPU.
-    """
-    layers = params["layers"]
-    count = len(jax.tree.leaves(layers)[0])
-    apart = {str(index): _layer(layers, index) for index in range(count)}
-    if is_joined:
-        apart = {index: _joined(layer) for index, layer in apart.items()}
-    out = {**params, "layers": apart}
-    if is_transposed and "unembedding" not in params:
-        out[TRANSPOSED] = params["embed"]["embedding"].T
-    return out
-
-
-def _joined(layer: Params) -> Params:
-    """A layer with matrices of one input side by side: of heads, or of feed-forward channels."""
-    parts = {part for names in JOINED.values() for part in names}
-    joined = {name: part for name, part in layer.items() if name not in parts}
-    for name, (first, *others) in JOINED.items():
-        joined[name] = {
-            leaf: jnp.concatenate([value, *(layer[other][leaf] for other in others)], axis=axis)
-            for leaf, value in layer[first].items()
-            for axis in [(1 if leaf == "kernel" else 0)]
-        }
-    return joined
-
-
-def _layer(layers: Params, index: int) -> Params:
-    """Of stacked layers or of unstacked ones."""
-    if str(index) in layers:
-        return layers[str(index)]
-    one: Params = jax.tree.map(lambda leaf: leaf[index], layers)
-    return one
 
 
 def empty_cache(config: TransformerConfig, *, rows: int, capacity: int) -> Cache:

@@ -26,10 +26,10 @@ from collab.models.presets import PUBLISHED_VOCABULARY
 from collab.planning.hlo import Work, count_work
 from collab.rl.batch import Batch, collate
 from collab.rl.steps import Steps
-from collab.rollout.decode import Admission, Decoder, Replies
+from collab.rollout.decode import Decoder
 from collab.rollout.engine import decoding_copy, row_rules
 from collab.rollout.flight import FEED_PARTS, PROMPT_BUCKET
-from collab.rollout.state import GOLD_STEPS, Limits, Rule, empty_rows
+from collab.rollout.state import GOLD_STEPS, Admission, Limits, Replies, Rule, empty_rows
 from collab.tokenizers import control_names
 from collab.tokenizers.base import SIZE_MULTIPLE
 from collab.types import Trace, action_names

@@ -18,9 +18,18 @@ import numpy as np
 from collab import sharding
 from collab.llm.weakening import Weakening
 from collab.privacy.gate import restored
-from collab.rollout.decode import Admission, Replies
 from collab.rollout.episodes import InFlight, Job, finished_episode, outgoing, unrun_episode
-from collab.rollout.state import DECIDE, DONE, GOLD_STEPS, WAIT, Rows, Rule, hash_tokens
+from collab.rollout.state import (
+    DECIDE,
+    DONE,
+    GOLD_STEPS,
+    WAIT,
+    Admission,
+    Replies,
+    Rows,
+    Rule,
+    hash_tokens,
+)
 from collab.tokenizers.base import MAX_CHARS_PER_TOKEN
 from collab.types import Episode, Exchange, Feedback, FeedbackKind, HelpRequest, Params
 

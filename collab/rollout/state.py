@@ -211,6 +211,43 @@ class Work:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Admission:
+    """What enters free rows. P prompts of at most S tokens; row b takes prompt source_B[b].
+
+    source_B: -1 leaves the row as it is. identity_BI: uint32 [B, 3] (seed, problem, sample), all
+    that a row's randomness depends on. phase_B: DECIDE, or WAIT when the prompt ends in a request
+    that was written for the row (then asks_B is 1).
+    """
+
+    prompts_PS: jax.Array
+    length_P: jax.Array
+    source_B: jax.Array
+    identity_BI: jax.Array
+    phase_B: jax.Array
+    asks_B: jax.Array
+    rule: Rule
+    gold_BH: jax.Array
+    gold_is_local_BH: jax.Array
+    helper_BE: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Replies:
+    """Replies for at most F waiting rows. row_F: row index, or B for an unused place.
+
+    tokens_FR: feedback control token, text, end token, padding; count_F of them are real.
+    """
+
+    row_F: jax.Array
+    tokens_FR: jax.Array
+    count_F: jax.Array
+    is_asked_back_F: jax.Array
+    helper_FE: jax.Array  # features of the helper whose turn is next
+
+
 def empty_rows(config: TransformerConfig, limits: Limits, *, rows: int, steps: int) -> Rows:
     """All rows free. steps: H, the number of known solution steps a row can hold."""
     T, K, A, F = limits.capacity, limits.max_segments, limits.actions, limits.features

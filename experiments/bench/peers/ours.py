@@ -13,8 +13,8 @@ from collab import strategies
 from collab.models.policy import Policy, init_params, unstacked
 from collab.models.presets import PRESETS
 from collab.models.transformer import TransformerConfig
-from collab.rollout.decode import Admission, Decoder
-from collab.rollout.state import DECIDE, Limits, Rule, empty_rows
+from collab.rollout.decode import Decoder
+from collab.rollout.state import DECIDE, Admission, Limits, Rule, empty_rows
 from collab.types import FEATURES
 
 VOCABULARY = 49152
