@@ -106,6 +106,10 @@ def default_config() -> ml_collections.ConfigDict:
                 # CPU; False saves the memory
                 "unstack_layers": True,
                 "steps_per_call": 64,  # decode steps before control returns to the host
+                # attention ends at one of so many lengths, by the longest row: a program each,
+                # which decodes on a copy of that part of the cache, and the last bit of a
+                # log-probability may tell which. 1 = always at the capacity
+                "live_lengths": 1,
                 "prompts_per_call": 32,  # distinct prompts prefilled together
                 # 1: a batch begins before the update on the last one, which hides the LLM's
                 # latency; not around a save, and a stop drops what has begun. 0: after it

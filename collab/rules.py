@@ -65,10 +65,11 @@ def _check_ranges(config: Any) -> None:
 # No key of the schema can be negative or infinite; these are held tighter.
 AT_LEAST_ONE = (
     "rollout.rows", "rollout.max_segments", "rollout.max_asks", "rollout.steps_per_call",
-    "rollout.prompts_per_call", "rl.problems", "rl.updates", "rl.episode_tokens",
-    "cold_start.batch", "cold_start.label_problems", "cold_start.label_samples", "checkpoint.every",
-    "checkpoint.imitation_every", "checkpoint.keep",
-    "evaluate.bootstrap", "log.every", "log.samples_every", "llm.concurrency", "llm.reply_tokens",
+    "rollout.live_lengths", "rollout.prompts_per_call", "rl.problems", "rl.updates",
+    "rl.episode_tokens", "cold_start.batch", "cold_start.label_problems",
+    "cold_start.label_samples", "checkpoint.every", "checkpoint.imitation_every",
+    "checkpoint.keep", "evaluate.bootstrap", "log.every", "log.samples_every",
+    "llm.concurrency", "llm.reply_tokens",
     "task.train", "task.validation", "task.test", "mesh.data", "mesh.fsdp", "mesh.model",
     "reward.token_reference", "llm.local.context_tokens", "llm.local.rows",
     "llm.local.prompts_per_call", "llm.local.steps_per_call",

@@ -27,9 +27,10 @@ Made = TypeVar("Made")
 RULES: tuple[tuple[str, P], ...] = (
     (r"(^|/)(action|feature)_head(/|$)", P()),  # small, read at every decode step
     (r"(^|/)embed/embedding$", P("model", "fsdp")),  # V D
-    (r"(^|/)(unembedding/kernel|embedding_DV)$", P("fsdp", "model")),  # D V
+    (r"(^|/)unembedding/kernel$", P("fsdp", "model")),  # D V
     (r"(^|/)query_key_value/kernel$", P("fsdp", None, None)),  # D H+2M C, not where heads are split
     (r"(^|/)gate_up/kernel$", P("fsdp", None)),  # D 2F, the same
+    (r"(^|/)kernel_FD$", P(None, "fsdp")),  # the same
     (r"(^|/)(query|key|value)/kernel$", P("fsdp", "model", None)),  # D H C
     (r"(^|/)(query|key|value)/bias$", P("model", None)),  # H C
     (r"(^|/)out/kernel$", P("model", None, "fsdp")),  # H C D

@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rollout.update({"rows": 8, "capacity": 512, "temperature": 0.7})
     config.rollout.update({"max_segments": 12, "max_asks": 4, "think_tokens": 96})
     config.rollout.update({"request_tokens": 64, "answer_tokens": 80, "reply_tokens": 64})
+    config.rollout.live_lengths = 4  # what is not yet written costs no attention
     config.rollout.prompts_per_call = 1  # on two cores padding costs more than a call
     config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:8901/v1"})
     config.llm.update({"model": "smollm2", "concurrency": 2, "deadline_s": 120.0})

@@ -111,14 +111,16 @@ def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
     return policy.init(key, tokens_BS, features_BF, method=Policy.everything)["params"]
 
 
-def unstacked(params: Params, *, dtype: str = "float32", is_joined: bool = False) -> Params:
+def unstacked(
+    params: Params, *, rows: int, dtype: str = "float32", is_joined: bool = False
+) -> Params:
     """The policy's parameters for decoding: `unstack_layers`, and matrices in the matmuls' dtype.
 
-    dtype: `TransformerConfig.dtype`, so that no number moves: each would be cast where it is used.
-    is_joined: as there; on CPU a tied table is transposed besides.
+    rows: that are decoded at once. dtype: `TransformerConfig.dtype`, so that no number moves: each
+    would be cast where it is used. is_joined: as there; on CPU what is joined is also turned.
     """
-    is_transposed = jax.default_backend() == "cpu"
-    layers_apart = unstack_layers(params["lm"], is_joined=is_joined, is_transposed=is_transposed)
+    is_turned = is_joined and jax.default_backend() == "cpu"
+    layers_apart = unstack_layers(params["lm"], is_joined=is_joined, is_turned=is_turned, rows=rows)
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
         is_norm = jax.tree_util.keystr(path[-1:], simple=True) == "scale"

@@ -18,8 +18,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from collab.models.decoding import GATE_UP, QUERY_KEY_VALUE, TRANSPOSED, layer_of
+from collab.models.decoding import GATE_UP, QUERY_KEY_VALUE, TURNED, layer_of, linear
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: key_BMTC, value_BMTC
 
@@ -228,6 +229,10 @@ class Block(nn.Module):
             init: nn.initializers.Initializer = INIT,
         ) -> Any:
             """A linear map of the last `axes` axes. Rows are flattened: twice as fast on CPU."""
+            given = self.get_variable("params", name, {})
+            if TURNED in given:
+                y = linear(x.reshape(B, S, -1), given[TURNED]).reshape(B, S, *np.atleast_1d(shape))
+                return y + given["bias"] if bias else y
             layer = nn.DenseGeneral(
                 shape,
                 axis=tuple(range(1, 1 + axes)),
@@ -340,11 +345,10 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits over the vocabulary, f32."""
         with jax.named_scope("unembed"):
-            if self.has_variable("params", TRANSPOSED):
-                kernel_DV = self.get_variable("params", TRANSPOSED).astype(hidden.dtype)
-                return _einsum_f32("...d,dv->...v", hidden, kernel_DV)
             if self.config.is_tied:
                 kernel_VD = self.embed.embedding.astype(hidden.dtype)
+                if jax.default_backend() == "cpu":
+                    return linear(hidden.astype(jnp.float32), kernel_VD.astype(jnp.float32))
                 return _einsum_f32("...d,vd->...v", hidden, kernel_VD)
             return self.unembedding(hidden).astype(jnp.float32)
 

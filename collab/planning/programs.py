@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +29,7 @@ from collab.rl.batch import Batch, collate
 from collab.rl.steps import Steps
 from collab.rollout.decode import Decoder
 from collab.rollout.engine import decoding_copy, row_rules
-from collab.rollout.flight import FEED_PARTS, PROMPT_BUCKET
+from collab.rollout.flight import FEED_PARTS, PROMPT_BUCKET, live_lengths
 from collab.rollout.state import GOLD_STEPS, Admission, Limits, Replies, Rule, empty_rows
 from collab.tokenizers import control_names
 from collab.tokenizers.base import SIZE_MULTIPLE
@@ -129,6 +130,7 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
         "advance": (*copies, settings),
     }
     out = jax.tree.map(lambda leaf: leaf.sharding, rows)
+    longest = live_lengths(config.rollout)[-2:][0]  # a copy of so much of the cache takes most
 
     def rollout(function: Any, out: Any, *more: Any) -> Callable[[], Any]:
         jitted = jax.jit(function, donate_argnums=1, out_shardings=out)
@@ -147,7 +149,9 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
             "policy_gradient": lambda: steps.policy_gradient.lower(learner, reference, batch),
             "admit": rollout(decoder.admit, out, admission),
             "feed": rollout(decoder.feed, out, replies),
-            "advance": rollout(decoder.advance, (out, whole), *settings),
+            "advance": rollout(
+                functools.partial(decoder.advance, live=longest), (out, whole), *settings
+            ),
         },
     )
 

@@ -142,12 +142,17 @@ class Decoder:
         steps: jax.Array,
         idle: jax.Array,
         is_help_open: jax.Array,
+        *,
+        live: int,
     ) -> tuple[Rows, Work]:
         """Decode until `steps` are done, `idle` rows can't go on, or none can.
 
         temperature: f32 scalar, of tokens; 0 takes the most likely token and action.
         is_help_open: bool scalar; False makes requests illegal, as the trace records.
+        live: tokens that attention looks at; no active row may come to have more in `steps`.
         """
+        whole = rows.cache
+        rows = dataclasses.replace(rows, cache=jax.tree.map(lambda kept: kept[:, :, :live], whole))
 
         def goes_on(carry: tuple[Rows, Work]) -> jax.Array:
             rows, work = carry
@@ -159,7 +164,9 @@ class Decoder:
             return self.step(params, rows, temperature, is_help_open), work.and_step(rows)
 
         with jax.named_scope("advance"):
-            return jax.lax.while_loop(goes_on, body, (rows, Work.none()))
+            rows, work = jax.lax.while_loop(goes_on, body, (rows, Work.none()))
+        cache = jax.tree.map(lambda kept, new: kept.at[:, :, :live].set(new), whole, rows.cache)
+        return dataclasses.replace(rows, cache=cache), work
 
     def step(
         self, params: Params, rows: Rows, temperature: jax.Array, is_help_open: jax.Array

@@ -88,7 +88,10 @@ class Engine:
         self._admit = jax.jit(self.decoder.admit, donate_argnums=1, out_shardings=out)
         self._feed = jax.jit(self.decoder.feed, donate_argnums=1, out_shardings=out)
         self._advance = jax.jit(
-            self.decoder.advance, donate_argnums=1, out_shardings=(out, sharding.replicated(mesh))
+            self.decoder.advance,
+            donate_argnums=1,
+            static_argnames="live",
+            out_shardings=(out, sharding.replicated(mesh)),
         )
         self._unstack: Callable[[Params], Params] | None = None  # jitted once shapes are known
         self.stopwatch = Stopwatch()
@@ -149,7 +152,8 @@ class Engine:
 def decoding_copy(config: Any, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
     """What `rollout.unstack_layers` makes of the parameters, once a rollout."""
     is_joined = mesh.shape["model"] == 1
-    return functools.partial(unstacked, dtype=config.model.dtype, is_joined=is_joined)
+    rows, dtype = config.rollout.rows, config.model.dtype
+    return functools.partial(unstacked, rows=rows, dtype=dtype, is_joined=is_joined)
 
 
 def row_rules() -> dict[str, Any]:

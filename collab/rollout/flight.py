@@ -10,7 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ from collab.types import Episode, Exchange, Feedback, FeedbackKind, HelpRequest,
 if TYPE_CHECKING:
     from collab.rollout.engine import Engine
 
+LIVE_MULTIPLE = 64  # of the lengths that attention may end at
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this
 FEED_PARTS = 4  # one in so many rows is fed at once
 POLL_S = 0.05
@@ -55,6 +56,7 @@ class Flight:
         self.begun_at: dict[int, int] = {}  # versions, by job
         self.finished = self._added = 0
         self.row: list[InFlight | None] = [None] * engine.rows_count
+        self.length_B = np.zeros(engine.rows_count, np.int64)  # tokens of each row
         self.futures: dict[int, concurrent.futures.Future[Feedback]] = {}
         self.prompts: dict[tuple[str, str], list[int]] = {}
         self.seen: set[tuple[int, ...]] = set()  # prompts that have been prefilled
@@ -133,13 +135,18 @@ class Flight:
         engine = self.engine
         chunk = max(1, engine.rows_count // 8)
         idle = engine.rows_count - busy + len(self.futures) + chunk
-        most, is_help_open = engine.config.rollout.steps_per_call, not engine.client.is_spent
+        active = [b for b, entry in enumerate(self.row) if entry and b not in self.futures]
+        most, live = reach(engine.config.rollout, int(self.length_B[active].max()))
+        is_help_open = not engine.client.is_spent
         limits = engine.put_whole((np.int32(most), np.int32(idle), np.bool_(is_help_open)))
         waiting = [future for future in self.futures.values() if not future.done()]
         with engine.stopwatch.part("decode"):
-            engine.rows, work = engine._advance(self.params, engine.rows, self.temperature, *limits)
+            engine.rows, work = engine._advance(
+                self.params, engine.rows, self.temperature, *limits, live=live
+            )
             rows = dataclasses.replace(engine.rows, cache=())
             host, work = sharding.fetch((rows, work))
+        self.length_B = np.array(host.length_B)
         # A row could have worked while it was empty and jobs were queued, and while its reply was
         # there: on average half of the steps.
         steps, arrived = int(work.steps), sum(future.done() for future in waiting)
@@ -203,6 +210,7 @@ class Flight:
             entry = InFlight(self.queue.popleft(), job)
             self.begun_at[entry.index] = self.version
             self.row[b], taken = entry, taken + 1
+            self.length_B[b] = len(prompt)
             source_B[b], identity_BI[b] = prompts[prompt], job.identity
             index_B[b] = engine.rule_index[job.strategy]
             kind_B[b], threshold_B[b] = job.setting.kind, job.setting.threshold
@@ -294,6 +302,7 @@ class Flight:
                 ids, is_cut = engine.tokenizer.feedback(feedback.kind, feedback.text, R)
                 engine.counters["replies_cut"] += is_cut or is_long
                 row_F[f], count_F[f], tokens_FR[f, : len(ids)] = b, len(ids), ids
+                self.length_B[b] += len(ids)
                 back_F[f] = feedback.kind is FeedbackKind.CLARIFY
                 # Later requests repeat the reply as it came: the helper must not learn what a
                 # placeholder stands for by quoting it.
@@ -314,3 +323,17 @@ class Flight:
         weakened = self.weakening.apply(feedback, entry.exchanges[-1].request, rng)
         self.engine.counters["replies_weakened"] += weakened != feedback
         return weakened
+
+
+def live_lengths(settings: Any) -> tuple[int, ...]:
+    """Where attention may end, the capacity last. settings: `config.rollout`."""
+    capacity = settings.capacity
+    block = -(-capacity // (settings.live_lengths * LIVE_MULTIPLE)) * LIVE_MULTIPLE
+    return (*range(block, capacity, block), capacity)
+
+
+def reach(settings: Any, longest: int) -> tuple[int, int]:
+    """Decode steps of a call and where attention ends, if the longest row has so many tokens."""
+    most, lengths = settings.steps_per_call, live_lengths(settings)
+    live = next((n for n in lengths if n >= longest + most // 2), lengths[-1])
+    return (most if live == lengths[-1] else min(most, live - longest)), live

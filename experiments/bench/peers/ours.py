@@ -29,9 +29,7 @@ class Ours:
         self.config = TransformerConfig(vocabulary=VOCABULARY, **PRESETS["smollm2_135m"])
         self.policy = Policy(self.config, actions=5)
         make = jax.jit(functools.partial(init_params, self.policy, features=len(FEATURES)))
-        self.params = jax.jit(functools.partial(unstacked, is_joined=True))(
-            make(jax.random.key(0))
-        )  # as once a rollout
+        self.trained = make(jax.random.key(0))
         self.made: dict[tuple[int, int, int], Any] = {}
 
     def generate(self, *, batch: int, prompt: int, new: int, greedy: bool) -> None:
@@ -39,11 +37,11 @@ class Ours:
         capacity = prompt + 128 * -(-new // 128)
         key = (batch, prompt, capacity)
         if key not in self.made:
-            self.made[key] = self._programs(batch, prompt, capacity)
-        admit, advance, empty, new_rows = self.made[key]
-        rows = admit(self.params, empty(), new_rows)
+            self.made[key] = (self._laid_out(batch), *self._programs(batch, prompt, capacity))
+        params, admit, advance, empty, new_rows = self.made[key]
+        rows = admit(params, empty(), new_rows)
         rows, _ = advance(
-            self.params,
+            params,
             rows,
             jnp.float32(0.0 if greedy else 1.0),
             jnp.int32(new + 1),
@@ -53,6 +51,10 @@ class Ours:
         length_B = np.asarray(rows.length_B)
         if not (length_B == prompt + new).all():
             raise RuntimeError(f"rows have {length_B} tokens, not {prompt + new}")
+
+    def _laid_out(self, rows: int) -> Any:
+        """Parameters as once a rollout."""
+        return jax.jit(functools.partial(unstacked, rows=rows, is_joined=True))(self.trained)
 
     def _programs(self, batch: int, prompt: int, capacity: int) -> tuple[Any, Any, Any, Admission]:
         limits = Limits(
