@@ -3,7 +3,8 @@
 `python -m experiments.bench.multi_turn` (extra `smollm2`) prints a table and writes
 results/multi_turn.json. 64 episodes of SmolLM2-135M, f32, ask a scripted helper
 over real HTTP, whose latency is log-normal with a median of 0.5, 2 and 5 s. What to do is chosen at
-random, by the same keys in both, so that both make the same episodes, which is checked.
+random, by the same keys in both, so that both make the same episodes: all but the few in which a
+last bit decided otherwise, which is checked.
 
 In lock-step all rows write until each has asked or is done; then all wait for the last reply, and
 the whole context of every row that goes on is read again. So do Search-R1, Router-R1 and TRL,
@@ -48,6 +49,7 @@ LATENCIES = (0.5, 2.0, 5.0)  # seconds, median
 SIGMA = 0.5  # of their log-normal spread
 OURS, LOCK_STEP, ALONE = "collab", "lock-step, contexts read again", "work alone"
 RATE, PREFILL = "episodes a second", "tokens read for each distinct token"
+ALIKE = 0.8  # of episodes, at least
 BUCKET = 64  # tokens of a context, rounded up
 
 
@@ -186,7 +188,7 @@ def main() -> None:
                 taken, made = {}, {}
                 for name, (assembly, kind) in systems.items():
                     made[name], taken[name] = rolled_out(assembly, params, kind)
-                check_equal(made)
+                check_alike(made)
                 if repeat:
                     found.append(taken)
         more = records.rows_of(
@@ -197,13 +199,19 @@ def main() -> None:
     records.write(RESULTS, rows, repeats=flags.repeats)
 
 
-def check_equal(made: dict[str, list[Episode]]) -> None:
-    """Raises: RuntimeError where two systems made other episodes."""
-    first, *others = made.values()
-    for other in others:
-        for a, b in zip(first, other, strict=True):
-            if not np.array_equal(a.trace.tokens_S, b.trace.tokens_S):
-                raise RuntimeError(f"{a.problem.uid}: the systems made other episodes")
+def check_alike(made: dict[str, list[Episode]]) -> None:
+    """Raises: RuntimeError where a system made other episodes than ours.
+
+    What is read again has other last bits than what was kept, and of ten thousand draws from a
+    vocabulary of 49,152 some hang on one: an episode goes on otherwise from there.
+    """
+    for name, episodes in made.items():
+        same = [
+            np.array_equal(a.trace.tokens_S, b.trace.tokens_S)
+            for a, b in zip(made[OURS], episodes, strict=True)
+        ]
+        if np.mean(same) < ALIKE:
+            raise RuntimeError(f"{name} made only {sum(same)} of {len(same)} episodes of {OURS}")
 
 
 if __name__ == "__main__":
