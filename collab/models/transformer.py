@@ -58,7 +58,7 @@ class TransformerConfig:
     has_qkv_bias: bool = False  # Qwen2, Qwen2.5
     has_qk_norm: bool = False  # Qwen3
     dtype: str = "float32"  # of matmuls; parameters stay float32 unless cast by the loader
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = ""  # a row of REMAT: what the backward pass computes again
     # Of activations without a cache, rows first: on several devices a layer's weights are gathered
     # where its rows are. None leaves it to the compiler, which may gather the rows instead.
     row_sharding: jax.sharding.NamedSharding | None = None
@@ -284,6 +284,13 @@ class Block(nn.Module):
         return x_BSD, cache
 
 
+# What a layer keeps for its backward pass, by `TransformerConfig.remat`; without a row all of it.
+REMAT = {
+    "layers": None,  # its input alone
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of projections, too
+}
+
+
 class Transformer(nn.Module):
     """Tokens to final hidden states; `unembed` turns those into logits.
 
@@ -302,7 +309,9 @@ class Transformer(nn.Module):
             config.width,
             embedding_init=nn.initializers.normal(config.width**-0.5),
         )
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        block = Block
+        if config.remat:
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
