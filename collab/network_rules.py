@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from collab.types import FEATURES
+from collab.types import FEATURES, PROJECTIONS
 
 
 def require(holds: bool, message: str) -> None:
@@ -15,10 +15,28 @@ def require(holds: bool, message: str) -> None:
 
 
 def check_network(config: Any) -> None:
-    """Features have names; control tokens can't be fitted alone, and read none.
+    """Check what spans keys of the network. Raises: ValueError naming the fix."""
+    _check_lora(config.model.lora)
+    _check_head(config)
 
-    Raises: ValueError naming the fix.
-    """
+
+def _check_lora(lora: Any) -> None:
+    for name in lora.targets:
+        close = difflib.get_close_matches(str(name), PROJECTIONS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        require(
+            name in PROJECTIONS,
+            f"model.lora.targets: {name!r} must be one of {', '.join(PROJECTIONS)}{hint}",
+        )
+    require(
+        lora.rank == 0 or len(lora.targets) > 0,
+        f"model.lora.targets=() with model.lora.rank={lora.rank} adapts no matrix; try "
+        "model.lora.targets=\"('query', 'value')\", or model.lora.rank=0",
+    )
+
+
+def _check_head(config: Any) -> None:
+    """Features have names; control tokens can't be fitted alone, and read none."""
     model, cold = config.model, config.cold_start
     for name in model.features:
         close = difflib.get_close_matches(str(name), FEATURES, n=1)

@@ -74,7 +74,7 @@ AT_LEAST_ONE = (
 MOST_DISTRACTORS = 8
 POSITIVE = (
     "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "rl.value_weight", "rl.dual_rate",
-    "rl.importance_limit", "calibrate.tolerance",
+    "rl.importance_limit", "calibrate.tolerance", "model.lora.alpha",
     "privacy.judge.deadline_s", "privacy.audit_judge.deadline_s",
 )  # fmt: skip
 SHARES = (  # and *_share

@@ -122,12 +122,12 @@ class Trainer:
         """Fresh state, another run's cold start, or the newest good checkpoint."""
         source, layout = self.config.cold_start.from_run, self.steps.checkpoint_layout()
         if source and not (self.config.checkpoint.resume and self.checkpointer.steps()):
-            params = cold_start.take(pathlib.Path(source), like=layout["reference"])
+            params = cold_start.take(pathlib.Path(source), like=layout["learner"].params)
             self.step = self.cold_steps
         else:
             params = self.a.initial_params()
         self.state: TrainState = self.steps.start_cold(params)
-        self.reference: Params = self.steps.copy(self.state.params)
+        self.reference: Params = self.steps.copy(self.state.params)  # of what is trained
         if not self.config.checkpoint.resume:
             return
         restored = self.checkpointer.restore(like=layout)

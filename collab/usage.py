@@ -15,8 +15,9 @@ from collab.models.transformer import TransformerConfig
 from collab.stopwatch import Lap
 from collab.types import Trace
 
-# Forward of the reference, forward of the policy and twice that backward.
-PASSES_OF_UPDATE = 4
+# Forward of the reference, forward of the policy and twice that backward; with adapters once, for
+# no matrix has a gradient of its own.
+PASSES_OF_UPDATE, PASSES_WITH_ADAPTERS = 4, 3
 
 
 def layer_params(network: TransformerConfig) -> int:
@@ -39,7 +40,7 @@ def update_flops(network: TransformerConfig, traces: Sequence[Trace]) -> float:
     written = sum(int(trace.sampled_S.sum()) for trace in traces)
     seen = (length_B * (length_B + 1) / 2).sum()
     one = flops(network, read=length_B.sum(), seen=seen, projected=written)
-    return PASSES_OF_UPDATE * one
+    return (PASSES_WITH_ADAPTERS if network.lora else PASSES_OF_UPDATE) * one
 
 
 def figures(

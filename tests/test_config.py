@@ -106,6 +106,15 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"model.remat": "layer"},
             "model.remat='layer' must be one of , layers, dots; did you mean layers?",
         ),
+        (
+            {"model.lora.targets": ("query", "valu")},
+            "model.lora.targets: 'valu' must be one of query, key, value, out, gate, up, down; did "
+            "you mean value?",
+        ),
+        (
+            {"model.lora.rank": 4, "model.lora.targets": ()},
+            "model.lora.targets=() with model.lora.rank=4 adapts no matrix; try model.lora.targets",
+        ),
         ({"model.dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
         (
             {"rollout.rows": 10, "mesh.data": 2, "mesh.fsdp": 2},

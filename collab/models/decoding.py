@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from collab.models.lora import Lora, merged_layer
 from collab.types import Params
 
 # Parameters that only a tree for decoding has.
@@ -17,17 +18,24 @@ JOINED = {QUERY_KEY_VALUE: ("query", "key", "value"), GATE_UP: ("gate", "up")}
 
 
 def unstack_layers(
-    params: Params, *, is_joined: bool = False, is_transposed: bool = False
+    params: Params,
+    *,
+    is_joined: bool = False,
+    is_transposed: bool = False,
+    lora: Lora | None = None,
 ) -> Params:
     """The same parameters for decoding: layers are subtrees "0", "1", ..., not stacked leaves.
 
     A slice of a stacked leaf is a copy to XLA's CPU back end, and it is not moved out of the decode
     loop. Takes numpy, too. is_joined: what reads the same input is one matrix; not where heads are
     split over devices. is_transposed: a tied table stands there [D, V] besides: faster on CPU.
+    lora: of the network; its adapters are merged.
     """
     layers = params["layers"]
     count = len(jax.tree.leaves(layers)[0])
     apart = {str(index): layer_of(layers, index) for index in range(count)}
+    if lora:
+        apart = {index: merged_layer(layer, lora) for index, layer in apart.items()}
     if is_joined:
         apart = {index: _joined(layer) for index, layer in apart.items()}
     out = {**params, "layers": apart}

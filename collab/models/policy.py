@@ -111,17 +111,21 @@ def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
     return policy.init(key, tokens_BS, features_BF, method=Policy.everything)["params"]
 
 
-def unstacked(params: Params, *, dtype: str = "float32", is_joined: bool = False) -> Params:
+def unstacked(params: Params, network: TransformerConfig, *, is_joined: bool = False) -> Params:
     """The policy's parameters for decoding: `unstack_layers`, and matrices in the matmuls' dtype.
 
-    dtype: `TransformerConfig.dtype`, so that no number moves: each would be cast where it is used.
+    No number moves by that: each would be cast where it is used.
     is_joined: as there; on CPU a tied table is transposed besides.
     """
-    is_transposed = jax.default_backend() == "cpu"
-    layers_apart = unstack_layers(params["lm"], is_joined=is_joined, is_transposed=is_transposed)
+    layers_apart = unstack_layers(
+        params["lm"],
+        is_joined=is_joined,
+        is_transposed=jax.default_backend() == "cpu",
+        lora=network.lora,
+    )
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
         is_norm = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
-        return leaf if is_norm else leaf.astype(dtype)
+        return leaf if is_norm else leaf.astype(network.dtype)
 
     return {**params, "lm": jax.tree_util.tree_map_with_path(cast, layers_apart)}

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from collab.models.decoding import GATE_UP, QUERY_KEY_VALUE, TRANSPOSED, layer_of
+from collab.models.lora import Lora
+from collab.models.projection import Projection
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: key_BMTC, value_BMTC
 
@@ -59,6 +61,7 @@ class TransformerConfig:
     has_qk_norm: bool = False  # Qwen3
     dtype: str = "float32"  # of matmuls; parameters stay float32 unless cast by the loader
     remat: str = ""  # a row of REMAT: what the backward pass computes again
+    lora: Lora | None = None  # adapters, which are trained in place of the matrices
     # Of activations without a cache, rows first: on several devices a layer's weights are gathered
     # where its rows are. None leaves it to the compiler, which may gather the rows instead.
     row_sharding: jax.sharding.NamedSharding | None = None
@@ -220,22 +223,15 @@ class Block(nn.Module):
 
         def dense(
             name: str,
-            shape: Any,
+            outputs: tuple[int, ...],
             x: jax.Array,
             *,
-            axes: int = 1,
             bias: bool = False,
             init: nn.initializers.Initializer = INIT,
         ) -> Any:
-            """A linear map of the last `axes` axes. Rows are flattened: twice as fast on CPU."""
-            layer = nn.DenseGeneral(
-                shape,
-                axis=tuple(range(1, 1 + axes)),
-                use_bias=bias,
-                kernel_init=init,
-                dtype=jnp.dtype(config.dtype),
-                name=name,
-            )
+            """A linear map of all but two axes. Rows are flattened: twice as fast on CPU."""
+            lora = config.lora if config.lora and name in config.lora.targets else None
+            layer = Projection(outputs, config.dtype, init, has_bias=bias, lora=lora, name=name)
             y = layer(x.reshape(B * S, *x.shape[2:]))
             return y.reshape(B, S, *y.shape[1:])
 
@@ -268,17 +264,17 @@ class Block(nn.Module):
                 cache = (key_BMTC, value_BMTC)
                 visible = jnp.arange(key_BMTC.shape[2]) <= positions_BS[:, :, None]
             y = attend(query, key_BMTC, value_BMTC, visible)
-            x_BSD = x_BSD + dense("out", config.width, y, axes=2, init=QUIET)
+            x_BSD = x_BSD + dense("out", (config.width,), y, init=QUIET)
             if cache is None:
                 x_BSD = by_rows(x_BSD, config)
         with jax.named_scope("feed_forward"):
             y = RMSNorm(config.norm_epsilon, name="mlp_norm")(x_BSD)
             if self.has_variable("params", GATE_UP):
-                gate, up = jnp.split(dense(GATE_UP, 2 * config.feed_forward, y), 2, axis=-1)
+                gate, up = jnp.split(dense(GATE_UP, (2 * config.feed_forward,), y), 2, axis=-1)
             else:
-                gate, up = (dense(name, config.feed_forward, y) for name in ("gate", "up"))
+                gate, up = (dense(name, (config.feed_forward,), y) for name in ("gate", "up"))
             y = jax.nn.silu(gate) * up
-            x_BSD = x_BSD + dense("down", config.width, y, init=QUIET)
+            x_BSD = x_BSD + dense("down", (config.width,), y, init=QUIET)
             if cache is None:
                 x_BSD = by_rows(x_BSD, config)
         return x_BSD, cache

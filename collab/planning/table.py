@@ -12,6 +12,7 @@ import jax
 
 from collab import sharding
 from collab.chips import CHIPS, Chip
+from collab.models.lora import split
 from collab.planning import memory
 from collab.planning.memory import Moment
 from collab.planning.programs import Planned, Program
@@ -74,14 +75,14 @@ def to_record(plan: Planned, programs: Sequence[Program], place: Slice | None) -
     item_bytes = jax.numpy.dtype(plan.config.model.dtype).itemsize
     record: dict[str, Any] = {
         "model": plan.config.model.preset or plan.config.model.weights,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.reference)),
-        "kept_as": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(plan.reference)}),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params)),
+        "kept_as": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(plan.state.params)}),
         "vocabulary": plan.policy.config.vocabulary,
         "mesh": {axis: plan.mesh.shape[axis] for axis in sharding.AXES},
         "compiler": f"XLA:{plan.mesh.devices.flat[0].platform}",
         "jax": jax.__version__,
         "kept_bytes": kept,
-        "gradient_bytes": kept["parameters"],
+        "gradient_bytes": memory.shard_bytes(split(plan.state.params)[0]),
         "moments": [dataclasses.asdict(moment) for moment in found],
         "peak": peak.name,
         "peak_bytes": peak.total_bytes,

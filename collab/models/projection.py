@@ -1,0 +1,65 @@
+"""The linear maps of a layer: a matrix, with a bias or a low-rank adapter beside it."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from collab.models.lora import ADAPTER, Lora
+
+ADAPTER_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Projection(nn.Module):
+    """x [N, *inputs] to [N, *outputs], in `dtype`: a matmul of flattened inputs and outputs.
+
+    lora: of its adapter, None = it has none. The adapter is zero at first. A tree without it, into
+    which it was merged, is read alike.
+    """
+
+    outputs: tuple[int, ...]
+    dtype: str
+    kernel_init: nn.initializers.Initializer
+    has_bias: bool = False
+    lora: Lora | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, dtype = x.shape[1:], jnp.dtype(self.dtype)
+        kernel = self.param(
+            "kernel", _of_matrix(self.kernel_init, len(inputs)), (*inputs, *self.outputs)
+        )
+        x = x.astype(dtype)
+        y = jnp.tensordot(x, kernel.astype(dtype), axes=len(inputs))
+        if self.has_bias:
+            y += self.param("bias", nn.initializers.zeros, self.outputs).astype(dtype)
+        if self.lora and (self.is_initializing() or self.has_variable("params", ADAPTER)):
+            y += _Adapter(self.outputs, self.lora, name=ADAPTER)(x)
+        return y
+
+
+class _Adapter(nn.Module):
+    """A scope of its own, so that matrices are drawn as they are without one."""
+
+    outputs: tuple[int, ...]
+    lora: Lora
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, rank = x.shape[1:], self.lora.rank
+        a = self.param("a", _of_matrix(ADAPTER_INIT, len(inputs)), (*inputs, rank))
+        b = self.param("b", nn.initializers.zeros, (rank, *self.outputs))
+        narrow = jnp.tensordot(x, a.astype(x.dtype), axes=len(inputs))
+        return self.lora.scale * jnp.tensordot(narrow, b.astype(x.dtype), axes=1)
+
+
+def _of_matrix(init: nn.initializers.Initializer, inputs: int) -> nn.initializers.Initializer:
+    """`init` of the matrix that is left once the first `inputs` axes are one, and the others."""
+
+    def made(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return init(key, (math.prod(shape[:inputs]), math.prod(shape[inputs:]))).reshape(shape)
+
+    return made
