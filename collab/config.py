@@ -111,6 +111,9 @@ def default_config() -> ml_collections.ConfigDict:
                 # decode with a copy of the weights in which each layer stands apart: faster on
                 # CPU; False saves the memory
                 "unstack_layers": True,
+                # that copy's matrices: "bfloat16", "int8", "" = as trained. Evaluation, calibration
+                # and labels read them, too; the gradient corrects for the difference
+                "weights": "",
                 "steps_per_call": 64,  # decode steps before control returns to the host
                 "prompts_per_call": 32,  # distinct prompts prefilled together
                 # 1: a batch begins before the update on the last one, which hides the LLM's
@@ -261,8 +264,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "clip_ratio": 0.2,
                 "head_clip_ratio": 0.2,
                 "updates": 1,  # optimiser steps per batch
-                # with rollout.max_staleness: of what older weights sampled, a token or decision
-                # counts by its probability now over that then, at most so often
+                # with rollout.max_staleness or rollout.weights: of what other weights sampled, a
+                # token or decision counts by its trained probability over theirs, at most so often
                 "importance_limit": 2.0,
                 "chunk_rows": 0,  # of contexts read at once, no number moves; 0 = suits the device
                 "decision_weight": 1.0,

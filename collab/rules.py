@@ -25,6 +25,7 @@ def validate(config: Any) -> None:
     check_keys(config)
     _check_ranges(config)
     _check_rollout(config)
+    _check_weights(config)
     _check_staleness(config)
     _check_help(config)
     _check_judges(config.privacy)
@@ -98,6 +99,7 @@ ONE_OF = {
     "privacy.recognisers": ("", "presidio"),
     "privacy.judge.mode": ("off", "log", "reward"),
     "privacy.audit_judge.mode": ("off", "log"),  # reward it, and it audits no more
+    "rollout.weights": ("", "bfloat16", "int8"),
     "rl.credit": ("episode", "branch", "value"),
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
@@ -126,6 +128,20 @@ def _check_rollout(config: Any) -> None:
         rollout.max_segments >= 2 or not rollout.draft_first,
         f"rollout.max_segments={rollout.max_segments} must be at least 2 with "
         "rollout.draft_first: a draft and the answer",
+    )
+
+
+def _check_weights(config: Any) -> None:
+    updates, rollout = config.rl.updates, config.rollout
+    require(
+        not rollout.weights or rollout.unstack_layers,
+        f"rollout.weights={rollout.weights!r} with rollout.unstack_layers=False: there is no copy "
+        "to hold them; set rollout.unstack_layers=True, or rollout.weights=''",
+    )
+    require(
+        not rollout.weights or updates == 1,
+        f"rl.updates={updates} with rollout.weights={rollout.weights!r} would leave a batch that "
+        "is off-policy already without a clip; use rl.updates=1 or rollout.weights=''",
     )
 
 

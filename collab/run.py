@@ -290,6 +290,8 @@ def _publish(
     write_evaluation(assembly.workdir, evaluation.episodes, names=names, config=config)
     paths = plots.plot(rows, assembly.workdir / "plots")
     print(report.table(rows))
+    if config.rollout.weights:
+        _log.info("decoded with weights in %s, as they are served", config.rollout.weights)
     for name, settled in chosen.items():
         _log.info("%s: %s", name, json.dumps(settled))
     for row in rows:

@@ -278,7 +278,8 @@ class Trainer:
         metrics.update(counters)
         metrics.update({f"client/{k}": total for k, total in self.a.client.counters().items()})
         self._check_finite(metrics, batch, "rl.learning_rate")
-        metrics["alarms"] = float(self._warn(iteration, alarms(metrics)))
+        found = alarms(metrics, is_rounded=bool(config.rollout.weights))
+        metrics["alarms"] = float(self._warn(iteration, found))
         if iteration % config.log.samples_every == 0 and sharding.is_first_process():
             write_samples(
                 self.a.workdir / "samples.txt",
@@ -306,7 +307,13 @@ class Trainer:
         one = usage.update_flops(network, [episode.trace for episode in episodes])
         self.stopwatch.count(update_flops=one * self.config.rl.updates)
         chip = chip_of(mesh.devices.flat[0].device_kind)
-        return usage.figures(self.stopwatch.lap(), network, chip=chip, devices=mesh.size)
+        return usage.figures(
+            self.stopwatch.lap(),
+            network,
+            chip=chip,
+            devices=mesh.size,
+            weights=self.config.rollout.weights,
+        )
 
     def _ascended(self, episodes: Sequence[Episode], terms: Sequence[Terms]) -> dict[str, float]:
         """Move the multiplier by the batch; returns what it was, with a target ask rate alone."""

@@ -142,6 +142,18 @@ def test_shares_are_at_most_one(path: str) -> None:
             {"rollout.max_staleness": 1, "checkpoint.every": 1},
             "checkpoint.every=1 with rollout.max_staleness=1: nothing is in flight at a save",
         ),
+        (
+            {"rollout.weights": "int4"},
+            "rollout.weights='int4' must be one of , bfloat16, int8; did you mean int8?",
+        ),
+        (
+            {"rollout.weights": "int8", "rollout.unstack_layers": False},
+            "rollout.weights='int8' with rollout.unstack_layers=False: there is no copy to hold",
+        ),
+        (
+            {"rollout.weights": "bfloat16", "rl.updates": 2},
+            "rl.updates=2 with rollout.weights='bfloat16' would leave a batch that is off-policy",
+        ),
         ({"rollout.request_tokens": 1}, "rollout.request_tokens=1 must be at least 2"),
         ({"rollout.answer_tokens": 0}, "rollout.answer_tokens=0 must be at least 2"),
         ({"rollout.reply_tokens": 1}, "rollout.reply_tokens=1 must be at least 2"),

@@ -93,6 +93,10 @@ def test_use_of_a_known_chip() -> None:
     cached = 100 * TINY.layers * 2 * TINY.kv_heads * TINY.head_channels
     expected = 4.0 * (3 * weights + cached) / (2.0 * 2e6)
     assert found["engine/decode_bandwidth"] == pytest.approx(expected)
+    done = lap(update_flops=8e9, **counts)
+    served = usage.figures(done, TINY, chip=CHIP, devices=2, weights="int8")
+    expected = (3 * weights + 4.0 * cached) / (2.0 * 2e6)
+    assert served["engine/decode_bandwidth"] == pytest.approx(expected)
 
 
 def test_an_iteration_without_a_rollout_has_no_shares_to_tell() -> None:

@@ -13,7 +13,8 @@ from collab.types import Params
 
 # Parameters that only a tree for decoding has.
 QUERY_KEY_VALUE, GATE_UP = "query_key_value", "gate_up"  # several matrices in one
-TRANSPOSED = "embedding_DV"  # a second table of a tied one
+TRANSPOSED = "embedding_DV"  # a second table of a tied one; in int8 of any
+TRANSPOSED_SCALE = "embedding_scale_V"  # of an int8 one
 JOINED = {QUERY_KEY_VALUE: ("query", "key", "value"), GATE_UP: ("gate", "up")}
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from collab.models.lora import ADAPTER, Lora
 
+SCALE = "kernel_scale"  # of an int8 kernel, see `collab.models.quantised`
 ADAPTER_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
@@ -32,13 +33,26 @@ class Projection(nn.Module):
         kernel = self.param(
             "kernel", _of_matrix(self.kernel_init, len(inputs)), (*inputs, *self.outputs)
         )
-        x = x.astype(dtype)
-        y = jnp.tensordot(x, kernel.astype(dtype), axes=len(inputs))
+        kernel, x = widened(kernel, x.astype(dtype))
+        y = jnp.tensordot(x, kernel, axes=len(inputs))
+        if self.has_variable("params", SCALE):
+            y = (y * self.get_variable("params", SCALE)).astype(dtype)
         if self.has_bias:
             y += self.param("bias", nn.initializers.zeros, self.outputs).astype(dtype)
         if self.lora and (self.is_initializing() or self.has_variable("params", ADAPTER)):
             y += _Adapter(self.outputs, self.lora, name=ADAPTER)(x)
         return y
+
+
+def widened(kernel: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A matrix in the dtype of what it multiplies, and that.
+
+    A narrower matrix is cast anew at each use. XLA would else move the cast out of a decode loop,
+    which does not change the matrix, and each step would read the wide one after all (seen on CPU).
+    """
+    if kernel.dtype.itemsize < x.dtype.itemsize:
+        kernel, x = jax.lax.optimization_barrier((kernel, x))
+    return kernel.astype(x.dtype), x
 
 
 class _Adapter(nn.Module):

@@ -19,9 +19,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from collab.models.decoding import GATE_UP, QUERY_KEY_VALUE, TRANSPOSED, layer_of
+from collab.models.decoding import (
+    GATE_UP,
+    QUERY_KEY_VALUE,
+    TRANSPOSED,
+    TRANSPOSED_SCALE,
+    layer_of,
+)
 from collab.models.lora import Lora
-from collab.models.projection import Projection
+from collab.models.projection import Projection, widened
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: key_BMTC, value_BMTC
 
@@ -346,10 +352,13 @@ class Transformer(nn.Module):
         """Logits over the vocabulary, f32."""
         with jax.named_scope("unembed"):
             if self.has_variable("params", TRANSPOSED):
-                kernel_DV = self.get_variable("params", TRANSPOSED).astype(hidden.dtype)
-                return _einsum_f32("...d,dv->...v", hidden, kernel_DV)
+                kernel_DV, hidden = widened(self.get_variable("params", TRANSPOSED), hidden)
+                logits = _einsum_f32("...d,dv->...v", hidden, kernel_DV)
+                if self.has_variable("params", TRANSPOSED_SCALE):
+                    logits *= self.get_variable("params", TRANSPOSED_SCALE)
+                return logits
             if self.config.is_tied:
-                kernel_VD = self.embed.embedding.astype(hidden.dtype)
+                kernel_VD, hidden = widened(self.embed.embedding, hidden)
                 return _einsum_f32("...d,vd->...v", hidden, kernel_VD)
             return self.unembedding(hidden).astype(jnp.float32)
 

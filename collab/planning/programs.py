@@ -112,7 +112,7 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
     read, copies = learner.params, tuple[Any, ...]()
     if config.rollout.unstack_layers:
         with as_on_accelerator():
-            shapes = jax.eval_shape(decoding_copy(policy, mesh), learner.params)
+            shapes = jax.eval_shape(decoding_copy(config, policy, mesh), learner.params)
         read = jax.tree.map(_placed, shapes, sharding.param_shardings(shapes, mesh))
         copies = (read,)
     whole = sharding.replicated(mesh)

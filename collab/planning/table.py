@@ -18,6 +18,7 @@ from collab.planning.memory import Moment
 from collab.planning.programs import Planned, Program
 from collab.planning.slices import Slice
 
+UPDATES = ("imitate", "policy_gradient")
 WIDTH = 110  # characters of a line
 LABELS = {
     "parameters": "parameters",
@@ -72,7 +73,8 @@ def to_record(plan: Planned, programs: Sequence[Program], place: Slice | None) -
     kept = memory.kept_bytes(plan)
     found = memory.moments(plan, programs)
     peak = max(found, key=lambda moment: moment.total_bytes)
-    item_bytes = jax.numpy.dtype(plan.config.model.dtype).itemsize
+    trained = jax.numpy.dtype(plan.config.model.dtype).itemsize
+    served = jax.numpy.dtype(plan.config.rollout.weights or plan.config.model.dtype).itemsize
     record: dict[str, Any] = {
         "model": plan.config.model.preset or plan.config.model.weights,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params)),
@@ -93,7 +95,9 @@ def to_record(plan: Planned, programs: Sequence[Program], place: Slice | None) -
     if place:
         record["slice"] = dataclasses.asdict(place)
         record["at_least_s"] = {
-            program.name: dataclasses.asdict(bound(program, place.chip, item_bytes))
+            program.name: dataclasses.asdict(
+                bound(program, place.chip, trained if program.name in UPDATES else served)
+            )
             for program in programs
         }
     return record

@@ -111,11 +111,12 @@ def _learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
     optimizer = make_optimizer(
         schedule, clip_norm=rl.clip_norm, head_rate=rl.head_rate, feature_rate=rl.feature_rate
     )
+    is_off_policy = bool(config.rollout.max_staleness or config.rollout.weights)
     return Learner(
         policy,
         optimizer,
         is_barred_V,
         config.rollout.temperature,
         rl.chunk_rows,
-        importance_limit=rl.importance_limit if config.rollout.max_staleness else 0.0,
+        importance_limit=rl.importance_limit if is_off_policy else 0.0,
     )

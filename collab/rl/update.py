@@ -97,7 +97,7 @@ class Learner:
     """The static side of an update: network, optimiser, objective, weights of the loss.
 
     chunk_rows: `config.rl.chunk_rows`; it moves no number. importance_limit: of the weights of what
-    older parameters sampled; 0 = the objective's own ratio to the sampler.
+    other parameters sampled; 0 = the objective's own ratio to the sampler.
     """
 
     policy: Policy
@@ -186,6 +186,7 @@ class Learner:
                 "sampler_gap": jnp.maximum(
                     jnp.max(jnp.abs(token_gap_BN)), jnp.max(jnp.abs(head_gap_BK))
                 ),
+                "sampler_gap_mean": masked_mean(jnp.abs(token_gap_BN), batch.written_BN),
                 **importance.figures("token", *tokens, batch.written_BN, limit=limit),
                 **importance.figures("decision", *decisions, batch.choice_BK, limit=limit),
                 **value_metrics,

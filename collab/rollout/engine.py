@@ -103,7 +103,7 @@ class Engine:
         if not self.config.rollout.unstack_layers:
             return params
         if self._unstack is None:
-            copy = decoding_copy(self.decoder.policy, self.mesh)
+            copy = decoding_copy(self.config, self.decoder.policy, self.mesh)
             out = sharding.param_shardings(jax.eval_shape(copy, params), self.mesh)
             self._unstack = jax.jit(copy, out_shardings=out)
         return self._unstack(params)
@@ -146,10 +146,14 @@ class Engine:
         self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)
 
 
-def decoding_copy(policy: Policy, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
+def decoding_copy(
+    config: Any, policy: Policy, mesh: jax.sharding.Mesh
+) -> Callable[[Params], Params]:
     """What `rollout.unstack_layers` makes of the parameters, once a rollout."""
     is_joined = mesh.shape["model"] == 1
-    return functools.partial(unstacked, network=policy.config, is_joined=is_joined)
+    return functools.partial(
+        unstacked, network=policy.config, weights=config.rollout.weights, is_joined=is_joined
+    )
 
 
 def row_rules() -> dict[str, Any]:
