@@ -24,6 +24,7 @@ from collab.llm.replay import ReplayBackend
 from collab.llm.replay_store import ReplayStore
 from collab.llm.scripted import HONEST
 from collab.models import weights
+from collab.models.lora import base_of, joined
 from collab.models.policy import Policy, init_params
 from collab.models.presets import transformer_config
 from collab.privacy.audit import AuditLog
@@ -129,7 +130,8 @@ class Assembly:
         params = make(config.seed)
         if config.model.weights:
             trunk = weights.load(config.model.weights, policy.config)
-            params = {**params, "lm": jax.device_put(trunk, layout["lm"])}
+            placed = jax.device_put(trunk, base_of(layout["lm"]))
+            params = {**params, "lm": joined(params["lm"], placed)}
         return params
 
 

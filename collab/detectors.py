@@ -95,8 +95,11 @@ def _overlap(text: str, other: str) -> float:
     return match.find_longest_match(0, len(words), 0, len(others)).size / len(words)
 
 
-def alarms(metrics: Mapping[str, float]) -> list[str]:
-    """What looks wrong in these metrics, in words; empty when nothing does."""
+def alarms(metrics: Mapping[str, float], *, is_rounded: bool = False) -> list[str]:
+    """What looks wrong in these metrics, in words; empty when nothing does.
+
+    is_rounded: whether the sampler had rounded weights (`rollout.weights`).
+    """
     found = []
     gap = metrics.get("gap_to_constant")
     rate = metrics.get("ask_rate_per_draft", 0.5)
@@ -115,8 +118,8 @@ def alarms(metrics: Mapping[str, float]) -> list[str]:
         found.append("answer laundering: requests copy the question")
     if metrics.get("zero_variance_groups", 0.0) > 0.8:
         found.append("most groups have no variance: little is learned")
-    is_fresh = metrics.get("staleness", 0.0) == 0.0  # else older parameters were the sampler
-    if is_fresh and metrics.get("sampler_gap", 0.0) > SAMPLER_GAP:
+    is_same = not is_rounded and metrics.get("staleness", 0.0) == 0.0  # sampler and trainer
+    if is_same and metrics.get("sampler_gap", 0.0) > SAMPLER_GAP:
         found.append("sampler and trainer disagree on log-probabilities")
     if (
         max(metrics.get(n, 0.0) for n in ("status_llm_failed", "feedback_unavailable"))

@@ -20,6 +20,7 @@ from collab.assembly import Assembly, assemble
 from collab.checkpoint import Checkpointer
 from collab.config import flatten
 from collab.metrics import make_writers
+from collab.models.lora import completed
 from collab.train import Trainer
 from collab.types import Params
 
@@ -77,14 +78,22 @@ def restored(config: Any, workdir: str, checkpoint: str) -> Restored:
     assert kept is not None  # there are steps
     _log.info("checkpoint step %d of %s", kept.step, source)
     assembly, probed = helpers.probed(assembly, source, requests=config.llm.probe.requests)
-    params, reference = kept.state["learner"].params, kept.state["reference"]
+    params = kept.state["learner"].params
+    reference = completed(kept.state["reference"], params)
     return Restored(assembly, params, reference, kept.step, probed)
 
 
 # Keys that a folder's tokenizer depends on, its checkpoints, and a training run that goes on.
 FIXED_BY_TOKENIZER = ("tokenizer.", "requests", "chain_request")
 FIXED_BY_CHECKPOINT = (
-    *("model.preset", "model.features", "model.helper_features", "model.head", "model.head_width"),
+    *(
+        "model.preset",
+        "model.lora.",
+        "model.features",
+        "model.helper_features",
+        "model.head",
+        "model.head_width",
+    ),
     "rl.credit",
 )
 FIXED_BY_RUN = (

@@ -1,7 +1,8 @@
 """What a config may hold: ranges, and every rule that spans keys.
 
 `validate` runs before anything compiles and raises `ValueError` with the key, its value, the rule
-and a fix. The keys themselves are in `collab.config`.
+and a fix. The keys themselves are in `collab.config`, rules of the network in
+`collab.network_rules`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from collab.config import check_keys, flatten
-from collab.types import FEATURES
+from collab.network_rules import check_network, require
 
 
 def validate(config: Any) -> None:
@@ -24,12 +25,13 @@ def validate(config: Any) -> None:
     check_keys(config)
     _check_ranges(config)
     _check_rollout(config)
+    _check_weights(config)
     _check_staleness(config)
     _check_help(config)
     _check_judges(config.privacy)
     _check_learning(config)
-    _check_head(config)
-    _require(
+    check_network(config)
+    require(
         config.task.privatise.distractors <= MOST_DISTRACTORS,
         f"task.privatise.distractors={config.task.privatise.distractors} must be at most "
         f"{MOST_DISTRACTORS}: there are twelve kinds of units, some of which the base task's notes "
@@ -38,28 +40,23 @@ def validate(config: Any) -> None:
     _check_ask_rate(config)
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
 def _check_ranges(config: Any) -> None:
     leaves = flatten(config)
     for path, value in leaves.items():
         if isinstance(value, int | float):
-            _require(0 <= value < math.inf, f"{path}={value} must be 0 or more; try {path}=0")
+            require(0 <= value < math.inf, f"{path}={value} must be 0 or more; try {path}=0")
         if path.endswith("_share") or path in SHARES:
-            _require(value <= 1, f"{path}={value} must be a share in [0, 1]; try {path}=0.5")
+            require(value <= 1, f"{path}={value} must be a share in [0, 1]; try {path}=0.5")
     for path in AT_LEAST_ONE:
-        _require(leaves[path] >= 1, f"{path}={leaves[path]} must be at least 1; try {path}=1")
+        require(leaves[path] >= 1, f"{path}={leaves[path]} must be at least 1; try {path}=1")
     for path in POSITIVE:
-        _require(leaves[path] > 0, f"{path}={leaves[path]} must be above 0; try {path}=1.0")
-    _require(config.seed < 2**31, f"seed={config.seed} must be below 2**31; try seed=0")
+        require(leaves[path] > 0, f"{path}={leaves[path]} must be above 0; try {path}=1.0")
+    require(config.seed < 2**31, f"seed={config.seed} must be below 2**31; try seed=0")
     for path, allowed in ONE_OF.items():
         value = leaves[path]
         close = difflib.get_close_matches(str(value), allowed, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        _require(value in allowed, f"{path}={value!r} must be one of {', '.join(allowed)}{hint}")
+        require(value in allowed, f"{path}={value!r} must be one of {', '.join(allowed)}{hint}")
 
 
 # No key of the schema can be negative or infinite; these are held tighter.
@@ -79,7 +76,7 @@ AT_LEAST_ONE = (
 MOST_DISTRACTORS = 8
 POSITIVE = (
     "reward.usd_reference", "llm.deadline_s", "rl.clip_norm", "rl.value_weight", "rl.dual_rate",
-    "rl.importance_limit", "calibrate.tolerance",
+    "rl.importance_limit", "calibrate.tolerance", "model.lora.alpha",
     "privacy.judge.deadline_s", "privacy.audit_judge.deadline_s",
 )  # fmt: skip
 SHARES = (  # and *_share
@@ -94,6 +91,7 @@ ONE_OF = {
     "llm.draw": ("episode", "request"),
     "cold_start.judge": ("steps", "answer"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("", "layers", "dots"),
     "model.head": ("head", "tokens"),
     "llm.local.dtype": ("float32", "bfloat16"),
     "llm.structured": ("auto", "on", "off"),
@@ -102,6 +100,7 @@ ONE_OF = {
     "privacy.recognisers": ("", "presidio"),
     "privacy.judge.mode": ("off", "log", "reward"),
     "privacy.audit_judge.mode": ("off", "log"),  # reward it, and it audits no more
+    "rollout.weights": ("", "bfloat16", "int8"),
     "rl.credit": ("episode", "branch", "value"),
     "checkpoint.best_metric": ("", "reward", "task", "em", "f1"),
 }
@@ -110,43 +109,57 @@ ONE_OF = {
 def _check_rollout(config: Any) -> None:
     rollout, mesh = config.rollout, config.mesh
     parts = mesh.data * mesh.fsdp
-    _require(
+    require(
         rollout.rows % parts == 0,
         f"rollout.rows={rollout.rows} must divide by mesh.data*mesh.fsdp={parts}; "
         f"try rollout.rows={-(-rollout.rows // parts) * parts}",
     )
     for key in ("think_tokens", "request_tokens", "answer_tokens", "reply_tokens"):
-        _require(
+        require(
             rollout[key] >= 2,
             f"rollout.{key}={rollout[key]} must be at least 2: a token and the end token",
         )
     least = 2 + rollout.think_tokens + rollout.answer_tokens
-    _require(
+    require(
         rollout.capacity > least,
         f"rollout.capacity={rollout.capacity} leaves no room for a prompt beside one thought and "
         f"an answer ({least} tokens); try rollout.capacity={4 * least}",
     )
-    _require(
+    require(
         rollout.max_segments >= 2 or not rollout.draft_first,
         f"rollout.max_segments={rollout.max_segments} must be at least 2 with "
         "rollout.draft_first: a draft and the answer",
     )
 
 
+def _check_weights(config: Any) -> None:
+    updates, rollout = config.rl.updates, config.rollout
+    require(
+        not rollout.weights or rollout.unstack_layers,
+        f"rollout.weights={rollout.weights!r} with rollout.unstack_layers=False: there is no copy "
+        "to hold them; set rollout.unstack_layers=True, or rollout.weights=''",
+    )
+    require(
+        not rollout.weights or updates == 1,
+        f"rl.updates={updates} with rollout.weights={rollout.weights!r} would leave a batch that "
+        "is off-policy already without a clip; use rl.updates=1 or rollout.weights=''",
+    )
+
+
 def _check_staleness(config: Any) -> None:
     rl, most = config.rl, config.rollout.max_staleness
-    _require(most <= 1, f"rollout.max_staleness={most} must be 0 or 1; try rollout.max_staleness=1")
-    _require(
+    require(most <= 1, f"rollout.max_staleness={most} must be 0 or 1; try rollout.max_staleness=1")
+    require(
         most == 0 or rl.updates == 1,
         f"rl.updates={rl.updates} with rollout.max_staleness=1 would leave a batch that is "
         "off-policy already without a clip; use rl.updates=1 or rollout.max_staleness=0",
     )
-    _require(
+    require(
         most == 0 or rl.credit != "branch",
         "rl.credit='branch' with rollout.max_staleness=1 would compare turns of unlike weights; "
         "use rl.credit='episode' or rollout.max_staleness=0",
     )
-    _require(
+    require(
         most == 0 or config.checkpoint.every >= 2,
         "checkpoint.every=1 with rollout.max_staleness=1: nothing is in flight at a save, so no "
         "batch would begin early; try checkpoint.every=20",
@@ -155,70 +168,70 @@ def _check_staleness(config: Any) -> None:
 
 def _check_help(config: Any) -> None:
     llm = config.llm
-    _require(
+    require(
         len(config.requests) >= 1, "requests is empty; name at least one kind, such as ask_fact"
     )
-    _require(
+    require(
         config.chain_request in config.requests,
         f"chain_request={config.chain_request!r} must be one of requests; "
         f"try chain_request={list(config.requests)[-1]!r}",
     )
     for name, instruction in config.requests.items():
-        _require(
+        require(
             isinstance(instruction, str) and bool(instruction.strip()),
             f"requests.{name}={instruction!r} must be an instruction to the LLM; try "
             f"requests.{name}='Give a hint, not the solution.'",
         )
     for name, row in llm.helpers.items():
-        _require(
+        require(
             isinstance(row, Mapping | ml_collections.ConfigDict),
             f"llm.helpers.{name}={row!r} must be a table of settings, such as {{'hops': 1}}",
         )
         for key, value in row.items():
             default = llm.scripted.get(key, value)
             wanted = (int, float) if type(default) is float else type(default)
-            _require(
+            require(
                 isinstance(value, wanted) and isinstance(value, bool) == isinstance(default, bool),
                 f"llm.helpers.{name}.{key}={value!r} must be of type {type(default).__name__}, as "
                 f"in llm.scripted; try {default!r}",
             )
-    _require(
+    require(
         llm.backend != "openai" or bool(llm.model or llm.helpers),
         "llm.model is empty; name a model that the server at llm.base_url serves",
     )
     weights = [row.get("weight", llm.scripted.weight) for row in llm.helpers.values()]
     for name, weight in zip(llm.helpers, weights, strict=True):
-        _require(
+        require(
             0 <= weight < math.inf,
             f"llm.helpers.{name}.weight={weight} must be 0 or more; try 1.0",
         )
-    _require(
+    require(
         not weights or sum(weights) > 0,
         "every row of llm.helpers has weight 0, so none can be drawn; try weight=1.0",
     )
-    _require(
+    require(
         llm.hedge_after_s == 0 or llm.hedge_after_s < llm.deadline_s,
         f"llm.hedge_after_s={llm.hedge_after_s} must be below llm.deadline_s={llm.deadline_s}; "
         f"try llm.hedge_after_s={llm.deadline_s / 4:g}, or 0 for no second request",
     )
     weaken = llm.weaken
     spoiled = weaken.drop + weaken.shorten + weaken.wrong
-    _require(
+    require(
         spoiled <= 1,
         f"llm.weaken: drop+shorten+wrong={spoiled:g} must be at most 1; lower one",
     )
-    _require(
+    require(
         "strength" not in config.model.helper_features or llm.probe.requests > 0,
         "model.helper_features: strength is measured by the probe; try llm.probe.requests=36",
     )
     parts = config.mesh.data * config.mesh.fsdp
-    _require(
+    require(
         llm.backend != "local" or llm.local.rows % parts == 0,
         f"llm.local.rows={llm.local.rows} must divide by mesh.data*mesh.fsdp={parts}; "
         f"try llm.local.rows={-(-llm.local.rows // parts) * parts}",
     )
     _check_prices(llm.prices)
-    _require(  # the config is written to disk
+    require(  # the config is written to disk
         "@" not in llm.base_url,
         "llm.base_url must hold no user or password; put the key into the variable that "
         "llm.api_key_env names",
@@ -234,7 +247,7 @@ def _check_prices(prices: Any) -> None:
         for row in prices
     )
     names = [row[0] for row in prices] if is_right else []
-    _require(
+    require(
         is_right and "" in names and len(set(names)) == len(names),
         f"llm.prices={tuple(prices)} must hold rows (model or helper, prompt, cached prompt, "
         "completion) in dollars per million tokens, each name once, '' among them; try "
@@ -249,11 +262,11 @@ def _check_judges(privacy: Any) -> None:
             _check_judge(f"privacy.{name}", privacy[name])
     if audit.mode == "off":
         return
-    _require(
+    require(
         judge.mode != "off",
         "privacy.audit_judge.mode='log' has no judge to audit; try privacy.judge.mode='log'",
     )
-    _require(
+    require(
         any(audit[key] != judge[key] for key in ("backend", "model"))
         or (judge.backend == "openai" and audit.base_url != judge.base_url),
         f"privacy.audit_judge.model={audit.model!r} is the judge itself; name another model, "
@@ -263,19 +276,19 @@ def _check_judges(privacy: Any) -> None:
 
 def _check_judge(path: str, judge: Any) -> None:
     """Whether a judge that is asked can judge, and stays on this machine unless it may leave."""
-    _require(
+    require(
         judge.backend != "scripted",
         f"{path}.backend='scripted' can't judge, it knows facts only; try {path}.backend='local'",
     )
     if judge.backend != "openai":
         return
-    _require(bool(judge.model), f"{path}.model is empty; name a model that {path}.base_url serves")
-    _require(
+    require(bool(judge.model), f"{path}.model is empty; name a model that {path}.base_url serves")
+    require(
         "@" not in judge.base_url,
         f"{path}.base_url must hold no user or password; put the key into the variable that "
         f"{path}.api_key_env names",
     )
-    _require(
+    require(
         judge.may_leave_machine or is_on_this_machine(judge.base_url),
         f"{path}.base_url={judge.base_url!r} is not on this machine, and a judge is sent the "
         "private units themselves; use a loopback address such as http://127.0.0.1:8001/v1, or "
@@ -299,7 +312,7 @@ def _check_curriculum(curriculum: Any) -> None:
         and all(type(number) is int and number > 0 for number in stage)
         for stage in curriculum
     )
-    _require(
+    require(
         is_right,
         f"cold_start.curriculum={tuple(curriculum)} must hold pairs (steps, tokens) above 0; try "
         "cold_start.curriculum='((150, 64), (250, 128))', or '()' for none",
@@ -308,78 +321,49 @@ def _check_curriculum(curriculum: Any) -> None:
 
 def _check_learning(config: Any) -> None:
     _check_curriculum(config.cold_start.curriculum)
-    _require(
+    require(
         not config.cold_start.from_run or config.cold_start.steps > 0,
         f"cold_start.from_run={config.cold_start.from_run!r} with cold_start.steps=0 takes over "
         "nothing; set the steps of that run, or cold_start.from_run=''",
     )
     rl, parts = config.rl, config.mesh.data * config.mesh.fsdp
-    _require(rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared")
+    require(rl.samples >= 2, f"rl.samples={rl.samples} must be at least 2: samples are compared")
     rows = rl.problems * rl.samples
-    _require(
+    require(
         rows % parts == 0,
         f"rl.problems*rl.samples={rows} must divide by mesh.data*mesh.fsdp={parts}; "
         f"try rl.problems={rl.problems * parts}",
     )
-    _require(
+    require(
         config.cold_start.batch % parts == 0,
         f"cold_start.batch={config.cold_start.batch} must divide by mesh.data*mesh.fsdp={parts}; "
         f"try cold_start.batch={config.cold_start.batch * parts}",
     )
-    _require(
+    require(
         config.rollout.temperature > 0,
         "rollout.temperature=0 makes the samples of a problem equal, so there is nothing to "
         "compare; try rollout.temperature=1.0",
     )
     world = config.task.world
-    _require(
+    require(
         world.known_share + world.faint_share <= 1,
         f"task.world.known_share+faint_share={world.known_share + world.faint_share} must be at "
         "most 1; lower one",
     )
-    _require(
+    require(
         rl.iterations == 0 or rl.updates == 1 or rl.objective != "reinforce",
         f"rl.updates={rl.updates} with rl.objective='reinforce' would go off-policy without a "
         "clip; use rl.objective='grpo' or rl.updates=1",
     )
-    _require(
+    require(
         not (rl.standardise and rl.objective == "dr_grpo"),
         "rl.standardise=True with rl.objective='dr_grpo', which is GRPO without the group's "
         "deviation; set rl.standardise=False, or rl.objective='grpo'",
     )
-    _require(
+    require(
         rl.objective != "ppo" or rl.credit == "value",
         f"rl.credit={rl.credit!r} must be 'value' with rl.objective='ppo', whose critic the value "
         "head is; set rl.credit='value', or rl.objective='grpo'",
-    )
-
-
-def _check_head(config: Any) -> None:
-    """Features have names; control tokens can't be fitted alone, and read none."""
-    model, cold = config.model, config.cold_start
-    for name in model.features:
-        close = difflib.get_close_matches(str(name), FEATURES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        _require(
-            name in FEATURES,
-            f"model.features: {name!r} must be one of {', '.join(FEATURES)}{hint}",
-        )
-    if model.head != "tokens":
-        return
-    _require(
-        cold.label_steps == 0,
-        f"cold_start.label_steps={cold.label_steps} fit a head of its own to the labels, and "
-        "model.head='tokens' has none; set cold_start.label_steps=0, or model.head='head'",
-    )
-    _require(
-        len(model.helper_features) == 0,
-        f"model.helper_features={tuple(model.helper_features)} are told to a head of its own, and "
-        "model.head='tokens' has none; set model.helper_features=(), or model.head='head'",
-    )
-    _require(
-        tuple(model.features) == FEATURES,
-        f"model.features={tuple(model.features)} are told to a head of its own, and "
-        "model.head='tokens' has none; leave them at the default, or set model.head='head'",
     )
 
 
@@ -389,13 +373,13 @@ def _check_ask_rate(config: Any) -> None:
         is_right = bias == "auto" or math.isfinite(float(bias))
     except ValueError:
         is_right = False
-    _require(is_right, f"evaluate.ask_bias={bias!r} must be auto or a number of nats; try '-0.5'")
+    require(is_right, f"evaluate.ask_bias={bias!r} must be auto or a number of nats; try '-0.5'")
     rates = {
         "calibrate.ask_rate": config.calibrate.ask_rate,
         "rl.target_ask_rate": config.rl.target_ask_rate,
     }
     for path, rate in rates.items():
-        _require(
+        require(
             rate <= most,
             f"{path}={rate} must be at most rollout.max_asks={most}; try {path}={most / 2:g}",
         )

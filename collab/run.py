@@ -25,6 +25,7 @@ from collab.evaluate import Evaluation, Evaluator, check_strategies
 from collab.llm.fingerprint import Fingerprint, pool_changes
 from collab.llm.probe import USUAL_REQUESTS
 from collab.metrics import make_writers
+from collab.models.lora import completed
 from collab.privacy import presidio
 from collab.profiler import FOLDER, Profiler
 from collab.restore import (
@@ -103,7 +104,10 @@ def train(config: Any, workdir: str, checkpoint: str, *, is_profiled: bool = Fal
             stop.uninstall()
             bias = calibration.given(config) or calibration.AS_TRAINED
             evaluation = Evaluator(
-                assembly, trainer.state.params, trainer.reference, ask_bias=bias.ask_bias
+                assembly,
+                trainer.state.params,
+                completed(trainer.reference, trainer.state.params),
+                ask_bias=bias.ask_bias,
             ).run()
     finally:
         stop.uninstall()
@@ -286,6 +290,8 @@ def _publish(
     write_evaluation(assembly.workdir, evaluation.episodes, names=names, config=config)
     paths = plots.plot(rows, assembly.workdir / "plots")
     print(report.table(rows))
+    if config.rollout.weights:
+        _log.info("decoded with weights in %s, as they are served", config.rollout.weights)
     for name, settled in chosen.items():
         _log.info("%s: %s", name, json.dumps(settled))
     for row in rows:

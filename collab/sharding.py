@@ -23,19 +23,24 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp", "model")
 Made = TypeVar("Made")
 
-# Specs name the LAST dimensions of a leaf; those before (the stacked layers) stay whole.
+# Specs name the LAST dimensions of a leaf; those before (stacked layers, ranks) stay whole.
 RULES: tuple[tuple[str, P], ...] = (
     (r"(^|/)(action|feature)_head(/|$)", P()),  # small, read at every decode step
     (r"(^|/)embed/embedding$", P("model", "fsdp")),  # V D
-    (r"(^|/)unembedding/kernel$", P("fsdp", "model")),  # D V
+    (r"(^|/)(unembedding/kernel|embedding_DV)$", P("fsdp", "model")),  # D V
     (r"(^|/)query_key_value/kernel$", P("fsdp", None, None)),  # D H+2M C, not where heads are split
     (r"(^|/)gate_up/kernel$", P("fsdp", None)),  # D 2F, the same
     (r"(^|/)kernel_FD$", P(None, "fsdp")),  # the same
     (r"(^|/)(query|key|value)/kernel$", P("fsdp", "model", None)),  # D H C
-    (r"(^|/)(query|key|value)/bias$", P("model", None)),  # H C
+    (r"(^|/)(query|key|value)/(bias|lora/b)$", P("model", None)),  # H C
     (r"(^|/)out/kernel$", P("model", None, "fsdp")),  # H C D
     (r"(^|/)(gate|up)/kernel$", P("fsdp", "model")),  # D F
     (r"(^|/)down/kernel$", P("model", "fsdp")),  # F D
+    (r"(^|/)(query|key|value|gate|up)/lora/a$", P("fsdp", None)),  # D R
+    (r"(^|/)out/lora/a$", P("model", None, None)),  # H C R
+    (r"(^|/)down/lora/a$", P("model", None)),  # F R
+    (r"(^|/)(out|down)/lora/b$", P("fsdp")),  # D
+    (r"(^|/)(gate|up)/lora/b$", P("model")),  # F
     (r"", P()),  # norms, other biases, counters
 )
 

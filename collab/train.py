@@ -122,12 +122,12 @@ class Trainer:
         """Fresh state, another run's cold start, or the newest good checkpoint."""
         source, layout = self.config.cold_start.from_run, self.steps.checkpoint_layout()
         if source and not (self.config.checkpoint.resume and self.checkpointer.steps()):
-            params = cold_start.take(pathlib.Path(source), like=layout["reference"])
+            params = cold_start.take(pathlib.Path(source), like=layout["learner"].params)
             self.step = self.cold_steps
         else:
             params = self.a.initial_params()
         self.state: TrainState = self.steps.start_cold(params)
-        self.reference: Params = self.steps.copy(self.state.params)
+        self.reference: Params = self.steps.copy(self.state.params)  # of what is trained
         if not self.config.checkpoint.resume:
             return
         restored = self.checkpointer.restore(like=layout)
@@ -278,7 +278,8 @@ class Trainer:
         metrics.update(counters)
         metrics.update({f"client/{k}": total for k, total in self.a.client.counters().items()})
         self._check_finite(metrics, batch, "rl.learning_rate")
-        metrics["alarms"] = float(self._warn(iteration, alarms(metrics)))
+        found = alarms(metrics, is_rounded=bool(config.rollout.weights))
+        metrics["alarms"] = float(self._warn(iteration, found))
         if iteration % config.log.samples_every == 0 and sharding.is_first_process():
             write_samples(
                 self.a.workdir / "samples.txt",
@@ -306,7 +307,13 @@ class Trainer:
         one = usage.update_flops(network, [episode.trace for episode in episodes])
         self.stopwatch.count(update_flops=one * self.config.rl.updates)
         chip = chip_of(mesh.devices.flat[0].device_kind)
-        return usage.figures(self.stopwatch.lap(), network, chip=chip, devices=mesh.size)
+        return usage.figures(
+            self.stopwatch.lap(),
+            network,
+            chip=chip,
+            devices=mesh.size,
+            weights=self.config.rollout.weights,
+        )
 
     def _ascended(self, episodes: Sequence[Episode], terms: Sequence[Terms]) -> dict[str, float]:
         """Move the multiplier by the batch; returns what it was, with a target ask rate alone."""

@@ -39,6 +39,10 @@ FEATURES = (
 )
 
 
+# Matrices of a layer, any of which can have a low-rank adapter.
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
+
+
 class Status(enum.IntEnum):
     """How an episode stands or ended."""
 

@@ -15,8 +15,10 @@ from collab.models.transformer import TransformerConfig
 from collab.stopwatch import Lap
 from collab.types import Trace
 
-# Forward of the reference, forward of the policy and twice that backward.
-PASSES_OF_UPDATE = 4
+# Forward of the reference, forward of the policy and twice that backward; with adapters once, for
+# no matrix has a gradient of its own.
+PASSES_OF_UPDATE, PASSES_WITH_ADAPTERS = 4, 3
+WEIGHT_BYTES = {"": 4.0, "bfloat16": 2.0, "int8": 1.0}
 
 
 def layer_params(network: TransformerConfig) -> int:
@@ -39,11 +41,11 @@ def update_flops(network: TransformerConfig, traces: Sequence[Trace]) -> float:
     written = sum(int(trace.sampled_S.sum()) for trace in traces)
     seen = (length_B * (length_B + 1) / 2).sum()
     one = flops(network, read=length_B.sum(), seen=seen, projected=written)
-    return PASSES_OF_UPDATE * one
+    return (PASSES_WITH_ADAPTERS if network.lora else PASSES_OF_UPDATE) * one
 
 
 def figures(
-    lap: Lap, network: TransformerConfig, *, chip: Chip | None, devices: int
+    lap: Lap, network: TransformerConfig, *, chip: Chip | None, devices: int, weights: str = ""
 ) -> dict[str, float]:
     """Of one iteration: time/* seconds, whose parts add up to wall_s, and engine/*.
 
@@ -71,7 +73,10 @@ def figures(
         out["engine/update_mfu"] = done["update_flops"] / (seconds["update"] * peak)
     if seconds["decode"]:
         read_bytes = decode_bytes(
-            network, steps=done["decode_steps"], context_read=done["context_read"]
+            network,
+            steps=done["decode_steps"],
+            context_read=done["context_read"],
+            weights=weights,
         )
         out["engine/decode_bandwidth"] = read_bytes / (
             seconds["decode"] * devices * chip.memory_bytes_per_s
@@ -79,9 +84,14 @@ def figures(
     return out
 
 
-def decode_bytes(network: TransformerConfig, *, steps: float, context_read: float) -> float:
-    """What decoding must read: f32 weights once a step; keys and values of what rows attend to."""
+def decode_bytes(
+    network: TransformerConfig, *, steps: float, context_read: float, weights: str = ""
+) -> float:
+    """What decoding must read: weights once a step; keys and values of what rows attend to.
+
+    weights: `config.rollout.weights`, "" = f32.
+    """
     cached = 2 * network.layers * network.kv_heads * network.head_channels
     cached_bytes = 2 if network.dtype == "bfloat16" else 4
-    weights = layer_params(network) + network.vocabulary * network.width
-    return 4.0 * weights * steps + cached * cached_bytes * context_read
+    read = layer_params(network) + network.vocabulary * network.width
+    return WEIGHT_BYTES[weights] * read * steps + cached * cached_bytes * context_read

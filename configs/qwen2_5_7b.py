@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.task.update({"name": "gsm", "train": 4096, "validation": 64, "test": 256})
     config.tokenizer.kind = "hf"
     config.model.update({"preset": "qwen2_5_7b", "weights": "hf:weights/Qwen2.5-7B-Instruct"})
-    config.model.update({"dtype": "bfloat16", "remat": True})
+    config.model.update({"dtype": "bfloat16", "remat": "layers"})
     config.rollout.update({"rows": 256, "capacity": 1024, "prompts_per_call": 8})
     config.rollout.live_lengths = 4  # what is not yet written costs no attention
     config.rollout.temperature = 0.7

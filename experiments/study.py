@@ -23,8 +23,9 @@ import ml_collections
 from collab.config import OPEN_TABLES, default_config, flatten, load_config, near_matches
 from collab.rules import validate
 
-# What no figure depends on: places, and what is written besides. A cold start counts apart.
-PLACES = ("compile_cache", "task.data_dir", "log.", "cold_start.from_run")
+# What no figure depends on: places, what is written besides, and what is computed twice. A cold
+# start counts apart.
+PLACES = ("compile_cache", "task.data_dir", "log.", "cold_start.from_run", "model.remat")
 # Work in steps of imitation, as the quickstart takes its time on one core; for the ETA only.
 ITERATION, EVALUATION = 4, 200
 

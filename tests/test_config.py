@@ -102,6 +102,19 @@ def test_shares_are_at_most_one(path: str) -> None:
         ({"llm.share": "al"}, "llm.share='al' must be one of request, question, all; did you mean"),
         ({"llm.structured": "yes"}, "llm.structured='yes' must be one of auto, on, off"),
         ({"cold_start.judge": "x"}, "cold_start.judge='x' must be one of steps, answer"),
+        (
+            {"model.remat": "layer"},
+            "model.remat='layer' must be one of , layers, dots; did you mean layers?",
+        ),
+        (
+            {"model.lora.targets": ("query", "valu")},
+            "model.lora.targets: 'valu' must be one of query, key, value, out, gate, up, down; did "
+            "you mean value?",
+        ),
+        (
+            {"model.lora.rank": 4, "model.lora.targets": ()},
+            "model.lora.targets=() with model.lora.rank=4 adapts no matrix; try model.lora.targets",
+        ),
         ({"model.dtype": "float16"}, "model.dtype='float16' must be one of float32, bfloat16"),
         (
             {"rollout.rows": 10, "mesh.data": 2, "mesh.fsdp": 2},
@@ -128,6 +141,18 @@ def test_shares_are_at_most_one(path: str) -> None:
         (
             {"rollout.max_staleness": 1, "checkpoint.every": 1},
             "checkpoint.every=1 with rollout.max_staleness=1: nothing is in flight at a save",
+        ),
+        (
+            {"rollout.weights": "int4"},
+            "rollout.weights='int4' must be one of , bfloat16, int8; did you mean int8?",
+        ),
+        (
+            {"rollout.weights": "int8", "rollout.unstack_layers": False},
+            "rollout.weights='int8' with rollout.unstack_layers=False: there is no copy to hold",
+        ),
+        (
+            {"rollout.weights": "bfloat16", "rl.updates": 2},
+            "rl.updates=2 with rollout.weights='bfloat16' would leave a batch that is off-policy",
         ),
         ({"rollout.request_tokens": 1}, "rollout.request_tokens=1 must be at least 2"),
         ({"rollout.answer_tokens": 0}, "rollout.answer_tokens=0 must be at least 2"),

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from collab.models.decoding import FEW, TURNED, linear, unstack_layers
+from collab.models.decoding import unstack_layers
+from collab.models.projection import FEW, TURNED, linear
 from collab.models.transformer import Transformer, empty_cache
 from networks import TINY, random_params
 

@@ -166,6 +166,12 @@ def test_no_alarm_at_the_thresholds(change: dict[str, float]) -> None:
     assert alarms({**HEALTHY, **change}) == []
 
 
+def test_rounded_weights_may_disagree_with_those_that_are_trained() -> None:
+    metrics = {**HEALTHY, "sampler_gap": 0.5}
+    assert alarms(metrics, is_rounded=True) == []
+    assert len(alarms(metrics)) == 1
+
+
 @pytest.mark.parametrize(("em", "rings"), [(0.89, True), (0.9, False)])
 def test_without_a_gap_wrong_answers_tell_that_help_would_pay(em: float, rings: bool) -> None:
     assert (

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"types"},
     {
-        *("config", "overrides", "rules", "sharding", "tokenizers", "metrics", "checkpoint"),
-        *("progress", "stopwatch", "profiler", "chips"),
+        *("config", "overrides", "rules", "network_rules", "sharding", "tokenizers", "metrics"),
+        *("checkpoint", "progress", "stopwatch", "profiler", "chips"),
     },
     {"models", "tasks", "llm", "privacy", "strategies", "rl"},
     {

@@ -395,7 +395,11 @@ KEPT = {"parameters": 10, "optimiser": 20, "reference": 10, "cache": 5, "records
     [
         (KEPT, "policy_gradient", ("state", "raise mesh.fsdp or mesh.model")),
         (KEPT | {"cache": 90}, "advance", ("key-value cache", "rollout.rows=8")),
-        (KEPT | {"parameters": 1}, "policy_gradient", ("of policy_gradient", "model.remat=True")),
+        (
+            KEPT | {"parameters": 1},
+            "policy_gradient",
+            ("of policy_gradient", "model.remat='layers'"),
+        ),
         (KEPT | {"parameters": 1}, "admit", ("of admit", "rollout.prompts_per_call=32")),
         (KEPT | {"parameters": 1}, "feed", ("of feed", "rollout.reply_tokens=12")),
         (KEPT | {"parameters": 1}, "advance", ("of advance", "mesh.fsdp=8")),

@@ -39,7 +39,7 @@ TINY = {
     "task.validation": 2,
     "task.test": 2,
     "model.preset": "",
-    "model.remat": False,
+    "model.remat": "",
     "rollout.rows": 4,
     "cold_start.steps": 1,
     "cold_start.batch": 4,

@@ -13,6 +13,7 @@ import pytest
 from collab.config import default_config
 from collab.models.presets import PRESETS, transformer_config
 from collab.models.transformer import (
+    REMAT,
     RopeScaling,
     Transformer,
     TransformerConfig,
@@ -38,7 +39,7 @@ VARIANTS = {
         BASE, is_tied=False, has_qkv_bias=True, rope_scaling=RopeScaling("llama3", 8.0)
     ),
     "qk_norm_yarn_remat": dataclasses.replace(
-        BASE, has_qk_norm=True, remat=True, rope_scaling=RopeScaling("yarn", 4.0)
+        BASE, has_qk_norm=True, remat="layers", rope_scaling=RopeScaling("yarn", 4.0)
     ),
 }
 
@@ -164,8 +165,34 @@ def test_causal_by_gradient_with_and_without_remat() -> None:
     slope_SD = input_slopes(BASE)
     assert np.all(slope_SD[4:] == 0)
     assert np.all(np.abs(slope_SD[:4]).max(axis=1) > 1e-4)
-    again_SD = input_slopes(dataclasses.replace(BASE, remat=True))
+    again_SD = input_slopes(dataclasses.replace(BASE, remat="layers"))
     np.testing.assert_allclose(slope_SD, again_SD, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_and_gradient_do_not_depend_on_what_is_recomputed() -> None:
+    """And the less is kept, the fewer of a layer's values the backward pass is handed."""
+    params, tokens = initial(BASE), some_tokens(2, 8)
+    positions = np.broadcast_to(np.arange(8), tokens.shape)
+    found, kept = {}, {}
+    for remat in ("", *REMAT):
+        network = Transformer(dataclasses.replace(BASE, remat=remat))
+
+        def loss(params: Any, network: Transformer = network) -> jax.Array:
+            hidden, _ = network.apply({"params": params}, tokens, positions)
+            return (hidden**2 * jnp.arange(1.0, BASE.width + 1)).sum()
+
+        found[remat] = quick_jit(jax.value_and_grad(loss))(params)
+        _, backward = jax.vjp(loss, params)
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(backward))
+    value, gradient = found[""]
+    for other, other_gradient in found.values():
+        np.testing.assert_allclose(other, value, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
+            other_gradient,
+            gradient,
+        )
+    assert kept["layers"] < kept["dots"] < kept[""]
 
 
 def test_sequences_of_a_row_see_nothing_of_each_other() -> None:
@@ -277,11 +304,11 @@ def test_preset_has_the_published_number_of_parameters(preset: str) -> None:
 
 def test_every_preset_makes_a_network_and_keeps_the_configured_numerics() -> None:
     model = default_config().model
-    model.dtype, model.remat = "bfloat16", True
+    model.dtype, model.remat = "bfloat16", "dots"
     for preset in PRESETS:
         model.preset = preset
         config = transformer_config(model, 64)
-        assert (config.vocabulary, config.dtype, config.remat) == (64, "bfloat16", True)
+        assert (config.vocabulary, config.dtype, config.remat) == (64, "bfloat16", "dots")
 
 
 def test_unknown_preset_names_the_fix() -> None:

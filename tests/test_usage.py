@@ -12,6 +12,7 @@ import pytest
 
 from collab import usage
 from collab.chips import Chip
+from collab.models.lora import Lora
 from collab.models.policy import Policy, init_params
 from collab.stopwatch import Lap
 from collab.types import ANSWER_ID, THINK_ID
@@ -53,13 +54,15 @@ def test_forward_operations_are_what_xla_counts() -> None:
     assert ours < counted < 1.15 * ours  # norms, rotations and softmax come on top
 
 
-def test_an_update_is_four_passes_over_real_tokens() -> None:
+def test_an_update_is_so_many_passes_over_real_tokens() -> None:
     traces = [make_trace([THINK_ID, ANSWER_ID]), make_trace([ANSWER_ID])]
     lengths = [len(trace.tokens_S) for trace in traces]
     seen = sum(sum(range(1, length + 1)) for length in lengths)
     written = sum(int(np.sum(trace.sampled_S)) for trace in traces)
     one = usage.flops(TINY, read=sum(lengths), seen=seen, projected=written)
     assert usage.update_flops(TINY, traces) == 4 * one
+    adapted = dataclasses.replace(TINY, lora=Lora(2, 1.0, ("query",)))
+    assert usage.update_flops(adapted, traces) == 3 * one  # no matrix has a gradient
 
 
 def test_seconds_and_counts_by_name() -> None:
@@ -90,6 +93,10 @@ def test_use_of_a_known_chip() -> None:
     cached = 100 * TINY.layers * 2 * TINY.kv_heads * TINY.head_channels
     expected = 4.0 * (3 * weights + cached) / (2.0 * 2e6)
     assert found["engine/decode_bandwidth"] == pytest.approx(expected)
+    done = lap(update_flops=8e9, **counts)
+    served = usage.figures(done, TINY, chip=CHIP, devices=2, weights="int8")
+    expected = (3 * weights + 4.0 * cached) / (2.0 * 2e6)
+    assert served["engine/decode_bandwidth"] == pytest.approx(expected)
 
 
 def test_an_iteration_without_a_rollout_has_no_shares_to_tell() -> None:

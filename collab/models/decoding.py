@@ -10,47 +10,44 @@ import math
 import jax
 import jax.numpy as jnp
 
+from collab.models.lora import Lora, merged_layer
+from collab.models.projection import TURNED
 from collab.types import Params
 
 # Parameters that only a tree for decoding has.
 QUERY_KEY_VALUE, GATE_UP = "query_key_value", "gate_up"  # several matrices in one
-TURNED = "kernel_FD"  # in place of a kernel whose output axes come last
+# In int8: a table [D, V] of its own, tied or not, and its scale.
+TRANSPOSED, TRANSPOSED_SCALE = "embedding_DV", "embedding_scale_V"
 JOINED = {QUERY_KEY_VALUE: ("query", "key", "value"), GATE_UP: ("gate", "up")}
 INPUT_AXES = {"out": 2}  # of a kernel, where it is not one
-FEW = 64  # tokens
 
 
 def unstack_layers(
-    params: Params, *, is_joined: bool = False, is_turned: bool = False, rows: int = 1
+    params: Params,
+    *,
+    is_joined: bool = False,
+    is_turned: bool = False,
+    rows: int = 1,
+    lora: Lora | None = None,
 ) -> Params:
     """The same parameters for decoding: layers are subtrees "0", "1", ..., not stacked leaves.
 
     A slice of a stacked leaf is a copy to XLA's CPU back end, and it is not moved out of the decode
     loop. Takes numpy, too. is_joined: what reads the same input is one matrix; not where heads are
-    split over devices. is_turned: kernels stand [F, D] where `linear` is faster with so many rows.
+    split over devices. is_turned: kernels stand [F, D] where that is faster with so many rows (see
+    `projection.linear`). lora: of the network; its adapters are merged.
     """
     layers = params["layers"]
     count = len(jax.tree.leaves(layers)[0])
     apart = {str(index): layer_of(layers, index) for index in range(count)}
+    if lora:
+        apart = {index: merged_layer(layer, lora) for index, layer in apart.items()}
     if is_joined:
         apart = {index: _joined(layer) for index, layer in apart.items()}
     out = {**params, "layers": apart}
     if is_turned:
         out["layers"] = {index: _turned(layer, rows) for index, layer in apart.items()}
     return out
-
-
-def linear(x: jax.Array, kernel_FD: jax.Array) -> jax.Array:
-    """[..., D] -> [..., F], by the matrix times columns.
-
-    XLA's CPU back end takes 0.6 to 0.85 of the time that it takes for 2 to 64 rows times the matrix
-    (measured), but exchanges the operands of a product that is turned over right away.
-    """
-    x_ND = x.reshape(-1, x.shape[-1])
-    y_FN = jnp.einsum("fd,nd->fn", kernel_FD, x_ND, preferred_element_type=x.dtype)
-    if len(x_ND) <= FEW:
-        y_FN = jax.lax.optimization_barrier(y_FN)
-    return y_FN.T.reshape(*x.shape[:-1], -1)
 
 
 def _joined(layer: Params) -> Params:

@@ -16,7 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from collab.models.decoding import unstack_layers
+from collab.models.decoding import TRANSPOSED_SCALE, unstack_layers
+from collab.models.projection import SCALE
+from collab.models.quantised import quantised
 from collab.models.transformer import Cache, Transformer, TransformerConfig
 from collab.types import Params
 
@@ -112,18 +114,33 @@ def init_params(policy: Policy, key: jax.Array, features: int) -> Params:
 
 
 def unstacked(
-    params: Params, *, rows: int, dtype: str = "float32", is_joined: bool = False
+    params: Params,
+    network: TransformerConfig,
+    *,
+    rows: int = 1,
+    weights: str = "",
+    is_joined: bool = False,
 ) -> Params:
     """The policy's parameters for decoding: `unstack_layers`, and matrices in the matmuls' dtype.
 
-    rows: that are decoded at once. dtype: `TransformerConfig.dtype`, so that no number moves: each
-    would be cast where it is used. is_joined: as there; on CPU what is joined is also turned.
+    No number moves by that: each would be cast where it is used. rows: that are decoded at once.
+    weights: `config.rollout.weights`, by which numbers move. is_joined: as there; on CPU what is
+    joined is also turned, in the matmuls' dtype.
     """
-    is_turned = is_joined and jax.default_backend() == "cpu"
-    layers_apart = unstack_layers(params["lm"], is_joined=is_joined, is_turned=is_turned, rows=rows)
+    lm = unstack_layers(
+        params["lm"],
+        is_joined=is_joined,
+        is_turned=is_joined and not weights and jax.default_backend() == "cpu",
+        rows=rows,
+        lora=network.lora,
+    )
+    if weights == "int8":
+        lm = quantised(lm)
+    dtype = "bfloat16" if weights == "bfloat16" else network.dtype
 
     def cast(path: Any, leaf: jax.Array) -> jax.Array:
-        is_norm = jax.tree_util.keystr(path[-1:], simple=True) == "scale"
-        return leaf if is_norm else leaf.astype(dtype)
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        is_kept = leaf.dtype == jnp.int8 or name in ("scale", SCALE, TRANSPOSED_SCALE)
+        return leaf if is_kept else leaf.astype(dtype)
 
-    return {**params, "lm": jax.tree_util.tree_map_with_path(cast, layers_apart)}
+    return {**params, "lm": jax.tree_util.tree_map_with_path(cast, lm)}

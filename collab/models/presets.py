@@ -1,7 +1,8 @@
 """Named shapes of the decoder family, and the network that a configuration asks for.
 
 A preset holds everything but the vocabulary, which comes from the tokenizer, and the numerics,
-which come from `config.model`. Each published shape is checked by its parameter count in the tests.
+which come from `config.model`, as adapters do. Each published shape is checked by its parameter
+count in the tests.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from collab.models import weights
+from collab.models.lora import Lora
 from collab.models.transformer import RopeScaling, TransformerConfig
 
 # Source: the config.json of meta-llama/Llama-3.2-1B and -3B (Llama 3.2 release, September 2024).
@@ -136,7 +138,13 @@ def transformer_config(model: ml_collections.ConfigDict, vocabulary: int) -> Tra
     model.preset = "" takes the shape that model.weights have.
     Raises: ValueError if model.preset names no preset, or the weights' shape can't be read.
     """
-    numerics = {"vocabulary": vocabulary, "dtype": model.dtype, "remat": model.remat}
+    lora = Lora(model.lora.rank, model.lora.alpha, tuple(model.lora.targets))
+    numerics = {
+        "vocabulary": vocabulary,
+        "dtype": model.dtype,
+        "remat": model.remat,
+        "lora": lora if lora.rank else None,
+    }
     if not model.preset:
         if not model.weights:
             raise ValueError("model.preset='' takes the shape of model.weights, which is '' too")

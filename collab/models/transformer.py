@@ -18,9 +18,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from collab.models.decoding import GATE_UP, QUERY_KEY_VALUE, TURNED, layer_of, linear
+from collab.models.decoding import (
+    GATE_UP,
+    QUERY_KEY_VALUE,
+    TRANSPOSED,
+    TRANSPOSED_SCALE,
+    layer_of,
+)
+from collab.models.lora import Lora
+from collab.models.projection import Projection, linear, widened
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: key_BMTC, value_BMTC
 
@@ -59,7 +66,8 @@ class TransformerConfig:
     has_qkv_bias: bool = False  # Qwen2, Qwen2.5
     has_qk_norm: bool = False  # Qwen3
     dtype: str = "float32"  # of matmuls; parameters stay float32 unless cast by the loader
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = ""  # a row of REMAT: what the backward pass computes again
+    lora: Lora | None = None  # adapters, which are trained in place of the matrices
     # Of activations without a cache, rows first: on several devices a layer's weights are gathered
     # where its rows are. None leaves it to the compiler, which may gather the rows instead.
     row_sharding: jax.sharding.NamedSharding | None = None
@@ -221,26 +229,15 @@ class Block(nn.Module):
 
         def dense(
             name: str,
-            shape: Any,
+            outputs: tuple[int, ...],
             x: jax.Array,
             *,
-            axes: int = 1,
             bias: bool = False,
             init: nn.initializers.Initializer = INIT,
         ) -> Any:
-            """A linear map of the last `axes` axes. Rows are flattened: twice as fast on CPU."""
-            given = self.get_variable("params", name, {})
-            if TURNED in given:
-                y = linear(x.reshape(B, S, -1), given[TURNED]).reshape(B, S, *np.atleast_1d(shape))
-                return y + given["bias"] if bias else y
-            layer = nn.DenseGeneral(
-                shape,
-                axis=tuple(range(1, 1 + axes)),
-                use_bias=bias,
-                kernel_init=init,
-                dtype=jnp.dtype(config.dtype),
-                name=name,
-            )
+            """A linear map of all but two axes. Rows are flattened: twice as fast on CPU."""
+            lora = config.lora if config.lora and name in config.lora.targets else None
+            layer = Projection(outputs, config.dtype, init, has_bias=bias, lora=lora, name=name)
             y = layer(x.reshape(B * S, *x.shape[2:]))
             return y.reshape(B, S, *y.shape[1:])
 
@@ -273,20 +270,27 @@ class Block(nn.Module):
                 cache = (key_BMTC, value_BMTC)
                 visible = jnp.arange(key_BMTC.shape[2]) <= positions_BS[:, :, None]
             y = attend(query, key_BMTC, value_BMTC, visible)
-            x_BSD = x_BSD + dense("out", config.width, y, axes=2, init=QUIET)
+            x_BSD = x_BSD + dense("out", (config.width,), y, init=QUIET)
             if cache is None:
                 x_BSD = by_rows(x_BSD, config)
         with jax.named_scope("feed_forward"):
             y = RMSNorm(config.norm_epsilon, name="mlp_norm")(x_BSD)
             if self.has_variable("params", GATE_UP):
-                gate, up = jnp.split(dense(GATE_UP, 2 * config.feed_forward, y), 2, axis=-1)
+                gate, up = jnp.split(dense(GATE_UP, (2 * config.feed_forward,), y), 2, axis=-1)
             else:
-                gate, up = (dense(name, config.feed_forward, y) for name in ("gate", "up"))
+                gate, up = (dense(name, (config.feed_forward,), y) for name in ("gate", "up"))
             y = jax.nn.silu(gate) * up
-            x_BSD = x_BSD + dense("down", config.width, y, init=QUIET)
+            x_BSD = x_BSD + dense("down", (config.width,), y, init=QUIET)
             if cache is None:
                 x_BSD = by_rows(x_BSD, config)
         return x_BSD, cache
+
+
+# What a layer keeps for its backward pass, by `TransformerConfig.remat`; without a row all of it.
+REMAT = {
+    "layers": None,  # its input alone
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of projections, too
+}
 
 
 class Transformer(nn.Module):
@@ -307,7 +311,9 @@ class Transformer(nn.Module):
             config.width,
             embedding_init=nn.initializers.normal(config.width**-0.5),
         )
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        block = Block
+        if config.remat:
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -345,8 +351,12 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits over the vocabulary, f32."""
         with jax.named_scope("unembed"):
+            if self.has_variable("params", TRANSPOSED):
+                kernel_DV, hidden = widened(self.get_variable("params", TRANSPOSED), hidden)
+                logits = _einsum_f32("...d,dv->...v", hidden, kernel_DV)
+                return logits * self.get_variable("params", TRANSPOSED_SCALE)
             if self.config.is_tied:
-                kernel_VD = self.embed.embedding.astype(hidden.dtype)
+                kernel_VD, hidden = widened(self.embed.embedding, hidden)
                 if jax.default_backend() == "cpu":
                     return linear(hidden.astype(jnp.float32), kernel_VD.astype(jnp.float32))
                 return _einsum_f32("...d,vd->...v", hidden, kernel_VD)

@@ -110,7 +110,7 @@ def _less(name: str, config: Any) -> str:
     """The keys that make a program's temporaries smaller."""
     rollout = config.rollout
     if name in ("imitate", "policy_gradient"):
-        remat = "" if config.model.remat else "set model.remat=True, "
+        fewer = "set model.remat='layers', " if config.model.remat != "layers" else ""
         narrow = "model.dtype=bfloat16, " if config.model.dtype == "float32" else ""
         at_once = config.rl.chunk_rows or ROWS
         episodes = config.rl.problems * config.rl.samples
@@ -118,7 +118,7 @@ def _less(name: str, config: Any) -> str:
             rows = f"lower rl.chunk_rows={at_once} (rows of a device that are read at once)"
         else:  # each device has one row; those of an fsdp group may be read by all of it
             rows = f"give devices of mesh.fsdp={config.mesh.fsdp} to mesh.data={config.mesh.data}"
-        return f"{remat}{narrow}{rows} or lower rollout.capacity={rollout.capacity}"
+        return f"{fewer}{narrow}{rows} or lower rollout.capacity={rollout.capacity}"
     if name == "admit":
         return (
             f"lower rollout.prompts_per_call={rollout.prompts_per_call} or "

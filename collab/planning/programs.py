@@ -110,10 +110,10 @@ def planned(config: Any, mesh: jax.sharding.Mesh) -> Planned:
         rules=row_rules(),
     )
     batch = _batch(config, limits, mesh, rows=config.rl.problems * config.rl.samples)
-    read, copies = reference, tuple[Any, ...]()
+    read, copies = learner.params, tuple[Any, ...]()
     if config.rollout.unstack_layers:
         with as_on_accelerator():
-            shapes = jax.eval_shape(decoding_copy(config, mesh), reference)
+            shapes = jax.eval_shape(decoding_copy(config, policy, mesh), learner.params)
         read = jax.tree.map(_placed, shapes, sharding.param_shardings(shapes, mesh))
         copies = (read,)
     whole = sharding.replicated(mesh)

@@ -12,11 +12,13 @@ import jax
 
 from collab import sharding
 from collab.chips import CHIPS, Chip
+from collab.models.lora import split
 from collab.planning import memory
 from collab.planning.memory import Moment
 from collab.planning.programs import Planned, Program
 from collab.planning.slices import Slice
 
+UPDATES = ("imitate", "policy_gradient")
 WIDTH = 110  # characters of a line
 LABELS = {
     "parameters": "parameters",
@@ -71,17 +73,18 @@ def to_record(plan: Planned, programs: Sequence[Program], place: Slice | None) -
     kept = memory.kept_bytes(plan)
     found = memory.moments(plan, programs)
     peak = max(found, key=lambda moment: moment.total_bytes)
-    item_bytes = jax.numpy.dtype(plan.config.model.dtype).itemsize
+    trained = jax.numpy.dtype(plan.config.model.dtype).itemsize
+    served = jax.numpy.dtype(plan.config.rollout.weights or plan.config.model.dtype).itemsize
     record: dict[str, Any] = {
         "model": plan.config.model.preset or plan.config.model.weights,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.reference)),
-        "kept_as": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(plan.reference)}),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state.params)),
+        "kept_as": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(plan.state.params)}),
         "vocabulary": plan.policy.config.vocabulary,
         "mesh": {axis: plan.mesh.shape[axis] for axis in sharding.AXES},
         "compiler": f"XLA:{plan.mesh.devices.flat[0].platform}",
         "jax": jax.__version__,
         "kept_bytes": kept,
-        "gradient_bytes": kept["parameters"],
+        "gradient_bytes": memory.shard_bytes(split(plan.state.params)[0]),
         "moments": [dataclasses.asdict(moment) for moment in found],
         "peak": peak.name,
         "peak_bytes": peak.total_bytes,
@@ -92,7 +95,9 @@ def to_record(plan: Planned, programs: Sequence[Program], place: Slice | None) -
     if place:
         record["slice"] = dataclasses.asdict(place)
         record["at_least_s"] = {
-            program.name: dataclasses.asdict(bound(program, place.chip, item_bytes))
+            program.name: dataclasses.asdict(
+                bound(program, place.chip, trained if program.name in UPDATES else served)
+            )
             for program in programs
         }
     return record

@@ -1,7 +1,8 @@
-"""Truncated importance weights, for what older weights sampled (`rollout.max_staleness`).
+"""Truncated importance weights, for what other weights sampled than those that are trained.
 
     weight = min(pi_newest / pi_sampler, limit), a constant;  loss = weight * loss at ratio 1
 
+Those were older (`rollout.max_staleness`) or rounded (`rollout.weights`).
 pi_newest is the policy at the start of the update, so that the gradient is that of the newest
 policy as long as the limit does not bind; beyond it the weight has less variance and some bias. The
 sampler's log-probabilities were recorded as each token and decision was drawn. Pure code.

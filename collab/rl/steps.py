@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from collab import sharding
+from collab.models.lora import split
 from collab.models.policy import Policy
 from collab.rl import load_objective
 from collab.rl.imitation import decision_hidden, fit_head
@@ -51,8 +52,10 @@ class Steps:
             donate_argnums=0,
             out_shardings=(layout, whole),
         )
-        self.copy = jax.jit(
-            lambda tree: jax.tree.map(lambda leaf: leaf.copy(), tree), out_shardings=layout.params
+        trained, _ = split(layout.params)
+        self.copy = jax.jit(  # of what is trained
+            lambda params: jax.tree.map(lambda leaf: leaf.copy(), split(params)[0]),
+            out_shardings=trained,
         )
         self.hidden = jax.jit(
             lambda params, batch: decision_hidden(policy, params, batch, config.rl.chunk_rows)
@@ -78,7 +81,7 @@ class Steps:
 
         return {
             "learner": laid_out(self._shapes, self._layout),
-            "reference": laid_out(self._shapes.params, self._layout.params),
+            "reference": laid_out(split(self._shapes.params)[0], split(self._layout.params)[0]),
         }
 
     def programs(self) -> dict[str, int]:
@@ -108,11 +111,12 @@ def _learner(config: Any, policy: Policy, is_barred_V: np.ndarray) -> Learner:
     optimizer = make_optimizer(
         schedule, clip_norm=rl.clip_norm, head_rate=rl.head_rate, feature_rate=rl.feature_rate
     )
+    is_off_policy = bool(config.rollout.max_staleness or config.rollout.weights)
     return Learner(
         policy,
         optimizer,
         is_barred_V,
         config.rollout.temperature,
         rl.chunk_rows,
-        importance_limit=rl.importance_limit if config.rollout.max_staleness else 0.0,
+        importance_limit=rl.importance_limit if is_off_policy else 0.0,
     )

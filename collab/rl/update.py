@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from collab.metrics import masked_mean
+from collab.models.lora import completed, joined, split
 from collab.models.policy import HEAD, Policy
 from collab.rl import Objective, importance, reading, value
 from collab.rl.batch import Batch
@@ -96,7 +97,7 @@ class Learner:
     """The static side of an update: network, optimiser, objective, weights of the loss.
 
     chunk_rows: `config.rl.chunk_rows`; it moves no number. importance_limit: of the weights of what
-    older parameters sampled; 0 = the objective's own ratio to the sampler.
+    other parameters sampled; 0 = the objective's own ratio to the sampler.
     """
 
     policy: Policy
@@ -107,7 +108,7 @@ class Learner:
     importance_limit: float = 0.0
 
     def start(self, params: Params) -> TrainState:
-        return TrainState(params, self.optimizer.init(params), jnp.int32(0))
+        return TrainState(params, self.optimizer.init(split(params)[0]), jnp.int32(0))
 
     def imitate(
         self, state: TrainState, batch: Batch[jax.Array], decision_weight: float
@@ -133,9 +134,13 @@ class Learner:
         objective: Objective,
         weights: Mapping[str, Any],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step on a batch of rollouts. weights: `config.rl`. Returns metrics, f32 scalars."""
+        """One step on a batch of rollouts. Returns metrics, f32 scalars.
+
+        reference: leaves that are trained, as they were after the cold start; the frozen ones are
+        those of the state. weights: `config.rl`.
+        """
         with jax.named_scope("reference"):
-            reference_BN, reference_BKA = self._logp(reference, batch)
+            reference_BN, reference_BKA = self._logp(completed(reference, state.params), batch)
         reference_BN, reference_BKA = jax.lax.stop_gradient((reference_BN, reference_BKA))
 
         def loss_of(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -181,6 +186,7 @@ class Learner:
                 "sampler_gap": jnp.maximum(
                     jnp.max(jnp.abs(token_gap_BN)), jnp.max(jnp.abs(head_gap_BK))
                 ),
+                "sampler_gap_mean": masked_mean(jnp.abs(token_gap_BN), batch.written_BN),
                 **importance.figures("token", *tokens, batch.written_BN, limit=limit),
                 **importance.figures("decision", *decisions, batch.choice_BK, limit=limit),
                 **value_metrics,
@@ -219,10 +225,15 @@ class Learner:
         )
 
     def _apply(self, state: TrainState, loss_of: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        trained, frozen = split(state.params)
+
+        def loss_of_trained(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return loss_of(joined(frozen, trained))
+
+        (loss, metrics), gradient = jax.value_and_grad(loss_of_trained, has_aux=True)(trained)
         with jax.named_scope("optimizer"):
-            updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, optimizer = self.optimizer.update(gradient, state.optimizer, trained)
+            params = joined(frozen, optax.apply_updates(trained, updates))
         norms = {
             "gradient_norm": optax.tree.norm(gradient),
             "parameter_norm": optax.tree.norm(params),

@@ -106,7 +106,7 @@ class Engine:
         if not self.config.rollout.unstack_layers:
             return params
         if self._unstack is None:
-            copy = decoding_copy(self.config, self.mesh)
+            copy = decoding_copy(self.config, self.decoder.policy, self.mesh)
             out = sharding.param_shardings(jax.eval_shape(copy, params), self.mesh)
             self._unstack = jax.jit(copy, out_shardings=out)
         return self._unstack(params)
@@ -149,11 +149,18 @@ class Engine:
         self.counters = collections.Counter(replies_cut=0, replies_weakened=0, tokens_prefilled=0)
 
 
-def decoding_copy(config: Any, mesh: jax.sharding.Mesh) -> Callable[[Params], Params]:
+def decoding_copy(
+    config: Any, policy: Policy, mesh: jax.sharding.Mesh
+) -> Callable[[Params], Params]:
     """What `rollout.unstack_layers` makes of the parameters, once a rollout."""
     is_joined = mesh.shape["model"] == 1
-    rows, dtype = config.rollout.rows, config.model.dtype
-    return functools.partial(unstacked, rows=rows, dtype=dtype, is_joined=is_joined)
+    return functools.partial(
+        unstacked,
+        network=policy.config,
+        rows=config.rollout.rows,
+        weights=config.rollout.weights,
+        is_joined=is_joined,
+    )
 
 
 def row_rules() -> dict[str, Any]:

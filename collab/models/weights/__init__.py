@@ -32,6 +32,8 @@ def load(
 ) -> Params:
     """Parameters of `Transformer(config)` (numpy f32): the source's own, rows added for controls.
 
+    No adapters: a source has none.
+
     Raises: ValueError as `read`, or if the weights have another shape than `config`, or more
     tokens.
     """
@@ -53,6 +55,7 @@ def check_fit(source: str, config: TransformerConfig) -> None:
         vocabulary=config.vocabulary,
         dtype=config.dtype,
         remat=config.remat,
+        lora=config.lora,
         row_sharding=config.row_sharding,
     )
     wrong = [

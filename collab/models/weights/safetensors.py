@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from collab.models.lora import merged
 from collab.models.transformer import RopeScaling, TransformerConfig
 from collab.models.weights import layout
 from collab.tokenizers.base import read_json, require
@@ -161,7 +162,7 @@ def _rope(raw: Mapping[str, Any], path: pathlib.Path) -> tuple[float, RopeScalin
 def export(
     folder: pathlib.Path, params: Params, config: TransformerConfig, *, context: int = 8192
 ) -> None:
-    """Write config.json and model.safetensors as Hugging Face lays them out.
+    """Write config.json and model.safetensors as Hugging Face lays them out, adapters merged.
 
     context: longest sequence the model is for, a hint to whoever serves it.
     Raises: ValueError if no published family has this combination of options.
@@ -190,7 +191,7 @@ def export(
     if family != "qwen2":
         settings["attention_bias"] = False
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(layout.published_tensors(config, params))
+    tensors = dict(layout.published_tensors(config, merged(params, config.lora)))
     path = str(folder / WEIGHTS_FILE)
     require("safetensors.numpy").save_file(tensors, path, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -54,7 +54,9 @@ class Ours:
 
     def _laid_out(self, rows: int) -> Any:
         """Parameters as once a rollout."""
-        return jax.jit(functools.partial(unstacked, rows=rows, is_joined=True))(self.trained)
+        return jax.jit(
+            functools.partial(unstacked, network=self.config, rows=rows, is_joined=True)
+        )(self.trained)
 
     def _programs(self, batch: int, prompt: int, capacity: int) -> tuple[Any, Any, Any, Admission]:
         limits = Limits(
@@ -96,6 +98,6 @@ class Ours:
         )
         make = functools.partial(empty_rows, self.config, limits, rows=batch, steps=STEPS)
         empty: Any = jax.jit(make)
-        advance: Any = jax.jit(decoder.advance, donate_argnums=1)
+        advance: Any = jax.jit(functools.partial(decoder.advance, live=capacity), donate_argnums=1)
         admit: Any = jax.jit(decoder.admit, donate_argnums=1)
         return admit, advance, empty, admission
