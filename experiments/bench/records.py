@@ -27,7 +27,8 @@ def rows_of(
     for system in repeats[0]:
         for metric in repeats[0][system]:
             taken = [repeat[system][metric] for repeat in repeats]
-            ratios = [repeat[system][metric] / repeat[ours][metric] for repeat in repeats]
+            pairs = [(repeat[system][metric], repeat[ours][metric]) for repeat in repeats]
+            ratios = [1.0 if value == our else value / our for value, our in pairs]  # 0 to 0 is 1
             found.append(
                 {
                     "system": system,
@@ -86,7 +87,7 @@ def bars(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], metrics: Sequenc
             ]
             axes.bar(at, value, width, yerr=spread, label=system, capsize=2)
         axes.set_xticks([place + 0.4 for place in range(len(batches))], batches)
-        axes.set_xlabel("rows in flight")
+        axes.set_xlabel("rows")
         axes.set_ylabel(metric)
         axes.grid(axis="y", alpha=0.3)
     panels[0].legend(fontsize="small")
