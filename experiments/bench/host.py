@@ -5,8 +5,9 @@ tiny network of configs/quickstart.py, random weights, in 8, 32 and 128 rows, fo
 with --full also SmolLM2-135M in 128 rows, an episode each (extra `smollm2`), whose share is the one
 that counts. The helper is scripted, in this process, and answers at once: its work is the host's,
 too. The parts are the engine's stopwatch's: the device's time is decoding and reading, fetching the
-rows included, the host's what is left: filling rows, texts, requests, episodes. Each repeat takes
-other questions. Also counted: transfers to the host, and programs compiled after the first repeat.
+rows included, the host's what is left: filling rows, texts, requests, episodes. Each repeat draws
+other episodes of the same questions. Also counted: transfers to the host, and programs compiled
+after the first repeat.
 """
 
 from __future__ import annotations
@@ -82,15 +83,15 @@ def measured(system: str, rows: int, repeats: int) -> list[dict[str, dict[str, f
     episodes, samples = (4 * rows, 4) if system == TINY else (rows, 4)
     problems = episodes // samples
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(system, rows, problems * (repeats + 1))
+        config = config_of(system, rows, problems)
         assembly = assemble(config, folder)
         with contextlib.closing(assembly):
             params, found = assembly.initial_params(), []
-            every = assembly.task.problems("train")
+            helper = assembly.backend.helper_names[0]
             for repeat in range(repeats + 1):
                 jobs = [
-                    Job(problem, (0, p, g), helpers=(assembly.backend.helper_names[0],))
-                    for p, problem in enumerate(every[repeat * problems :][:problems])
+                    Job(problem, (repeat, p, g), helpers=(helper,))
+                    for p, problem in enumerate(assembly.task.problems("train"))
                     for g in range(samples)
                 ]
                 found.append({system: figures(assembly, params, jobs)})

@@ -69,7 +69,10 @@ def origin() -> dict[str, str]:
 
 
 def bars(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """A panel a metric, a group of bars a batch; whiskers are the least and the most."""
+    """A panel a metric, a group of bars a batch; whiskers are the least and the most.
+
+    A batch of 0 is none: the axis says nothing of rows.
+    """
     systems = list(dict.fromkeys(row["system"] for row in rows))
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     width = 0.8 / len(systems)
@@ -86,8 +89,11 @@ def bars(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], metrics: Sequenc
                 [row["max"] - row["value"] for row in found],
             ]
             axes.bar(at, value, width, yerr=spread, label=system, capsize=2)
-        axes.set_xticks([place + 0.4 for place in range(len(batches))], batches)
-        axes.set_xlabel("rows")
+        if any(batches):
+            axes.set_xticks([place + 0.4 for place in range(len(batches))], batches)
+            axes.set_xlabel("rows")
+        else:
+            axes.set_xticks([])
         axes.set_ylabel(metric)
         axes.grid(axis="y", alpha=0.3)
     panels[0].legend(fontsize="small")
