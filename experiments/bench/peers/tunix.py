@@ -91,6 +91,7 @@ class Tunix:
 
     @functools.cached_property
     def learner(self) -> Learner:
+        # Of the same seed: such weights are so sure of their tokens that others' KL overflows.
         return Learner(self.network, model.Qwen2(self.config, rngs=nnx.Rngs(0)))
 
     def update(self, *, batch: int, length: int, has_reference: bool) -> None:
@@ -113,25 +114,29 @@ class Learner:
         trainer.with_loss_fn(loss_of, has_aux=True)
         trainer.with_gen_model_input_fn(lambda example: {"train_example": example})
         self.train, _ = trainer.jit_train_and_eval_step()
+        self.sampled: dict[tuple[int, int], jax.Array] = {}  # log-probabilities, by shape
 
     def step(self, batch: int, length: int, *, has_reference: bool) -> None:
         written, rng = length - PROMPT, np.random.default_rng(0)
         tokens_BS = jnp.asarray(rng.integers(100, VOCABULARY, (batch, length)), jnp.int32)
         prompt_BS, written_BN = tokens_BS[:, :PROMPT], tokens_BS[:, PROMPT:]
-        likely_BN = jnp.full((batch, written), -np.log(VOCABULARY), jnp.float32)
-        reference_BN = likely_BN
-        if has_reference:
-            reference_BN = common.compute_per_token_logps(
+
+        def of_reference() -> jax.Array:
+            return common.compute_per_token_logps(
                 *self.reference, prompt_BS, written_BN, pad_id=PAD, eos_id=END
             )
+
+        if tokens_BS.shape not in self.sampled:  # in the round that compiles
+            self.sampled[tokens_BS.shape] = of_reference()
+        sampled_BN = self.sampled[tokens_BS.shape]
         example = common.TrainExample(
             prompt_ids=prompt_BS,
             prompt_mask=jnp.ones((batch, PROMPT), bool),
             completion_ids=written_BN,
             completion_mask=jnp.ones((batch, written), jnp.int32),
             advantages=jnp.resize(jnp.array([1.0, -1.0]), batch),
-            ref_per_token_logps=reference_BN,
-            old_per_token_logps=likely_BN,
+            ref_per_token_logps=of_reference() if has_reference else sampled_BN,
+            old_per_token_logps=sampled_BN,
         )
         loss, _, _ = self.train(example)
         if not np.isfinite(float(jax.device_get(loss))):
