@@ -26,3 +26,8 @@ def test_a_row_holds_the_spread_and_the_ratio_within_repeats(
     records.show([ours, theirs])
     first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert first == ["system", "ours", "theirs"]
+
+
+def test_of_what_takes_nothing_the_ratio_to_itself_is_one() -> None:
+    (row,) = records.rows_of([{"ours": {"wait_s": 0.0}}] * 3, ours="ours", batch=8)
+    assert (row["value"], row["ratio_to_ours"]) == (0.0, 1.0)

@@ -26,7 +26,7 @@ GREEDY = f"{peers.OURS}, greedy"
 def rates(worker: peers.Worker, batch: int, *, greedy: bool = False) -> dict[str, float]:
     """Tokens a second of all rows together, written and read."""
     one_s, all_s = (
-        worker.seconds("generate", batch=batch, prompt=PROMPT, new=new, greedy=greedy)
+        worker.call("generate", batch=batch, prompt=PROMPT, new=new, greedy=greedy)
         for new in (1, NEW)
     )
     return {WRITTEN: batch * (NEW - 1) / (all_s - one_s), READ: batch * PROMPT / one_s}

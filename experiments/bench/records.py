@@ -27,7 +27,8 @@ def rows_of(
     for system in repeats[0]:
         for metric in repeats[0][system]:
             taken = [repeat[system][metric] for repeat in repeats]
-            ratios = [repeat[system][metric] / repeat[ours][metric] for repeat in repeats]
+            pairs = [(repeat[system][metric], repeat[ours][metric]) for repeat in repeats]
+            ratios = [1.0 if value == our else value / our for value, our in pairs]  # 0 to 0 is 1
             found.append(
                 {
                     "system": system,
@@ -68,7 +69,10 @@ def origin() -> dict[str, str]:
 
 
 def bars(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
-    """A panel a metric, a group of bars a batch; whiskers are the least and the most."""
+    """A panel a metric, a group of bars a batch; whiskers are the least and the most.
+
+    A batch of 0 is none: the axis says nothing of rows.
+    """
     systems = list(dict.fromkeys(row["system"] for row in rows))
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     width = 0.8 / len(systems)
@@ -85,8 +89,11 @@ def bars(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], metrics: Sequenc
                 [row["max"] - row["value"] for row in found],
             ]
             axes.bar(at, value, width, yerr=spread, label=system, capsize=2)
-        axes.set_xticks([place + 0.4 for place in range(len(batches))], batches)
-        axes.set_xlabel("rows in flight")
+        if any(batches):
+            axes.set_xticks([place + 0.4 for place in range(len(batches))], batches)
+            axes.set_xlabel("rows")
+        else:
+            axes.set_xticks([])
         axes.set_ylabel(metric)
         axes.grid(axis="y", alpha=0.3)
     panels[0].legend(fontsize="small")

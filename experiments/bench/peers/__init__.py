@@ -11,12 +11,14 @@ import contextlib
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 OURS = "collab"
+PROMPT = 64  # tokens of a row that `update` reads but doesn't learn to write
 # name -> (module:Class, what must be importable, how to install it)
 PEERS: dict[str, tuple[str, str, str]] = {
     OURS: ("experiments.bench.peers.ours:Ours", "jax", ""),
@@ -43,6 +45,12 @@ class Engine(Protocol):
         Returns seconds where the engine knows better than a clock around the call.
         """
 
+    def update(self, *, batch: int, length: int, has_reference: bool) -> float | None:
+        """One step of GRPO and Adam on `batch` rows of `length` tokens, all after PROMPT written.
+
+        has_reference: what a KL needs of the reference is computed, too; else it is given.
+        """
+
 
 class Worker:
     """One engine in its process."""
@@ -60,8 +68,11 @@ class Worker:
             env={**os.environ, **dict.fromkeys(variables, threads)},
         )
 
-    def seconds(self, method: str, **arguments: Any) -> float:
-        """Wall seconds of a call. Raises: RuntimeError with the engine's own words."""
+    def call(self, method: str, **arguments: Any) -> float:
+        """Wall seconds of a call, or what it returns.
+
+        Raises: RuntimeError with the engine's own words.
+        """
         assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps([method, arguments]) + "\n")
@@ -72,7 +83,13 @@ class Worker:
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")
-        return float(answer["seconds"])
+        return float(answer["told"])
+
+    def peak_gb(self) -> float:
+        """Memory that the process has held at most, on Linux."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024 / 1e9
 
     def close(self) -> None:
         """End the process."""

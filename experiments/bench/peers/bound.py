@@ -40,6 +40,9 @@ class Bound:
         )
         return reading + new * step
 
+    def update(self, *, batch: int, length: int, has_reference: bool) -> None:
+        raise NotImplementedError
+
 
 def _least(work: object) -> float:
     assert callable(work)

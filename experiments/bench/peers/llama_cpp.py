@@ -70,6 +70,9 @@ class LlamaCpp:
             llama_cpp.llama_free(context)
             tokens.close()
 
+    def update(self, *, batch: int, length: int, has_reference: bool) -> None:
+        raise NotImplementedError
+
     def _context(self, batch: int, prompt: int, new: int) -> Any:
         threads = len(os.sched_getaffinity(0))
         settings = llama_cpp.llama_context_default_params()

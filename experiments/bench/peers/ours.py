@@ -1,4 +1,7 @@
-"""Our rollout as it stands in training: admit, then advance with head, features and log-probs."""
+"""Our rollout as it stands in training: admit, then advance with head, features and log-probs.
+
+Our step of the policy gradient is in `ours_update`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from collab.models.presets import PRESETS
 from collab.models.transformer import TransformerConfig
 from collab.rollout.decode import Decoder
 from collab.rollout.state import DECIDE, Admission, Limits, Rule, empty_rows
-from collab.types import FEATURES
+from collab.types import FEATURES, Params
+from experiments.bench.peers.ours_update import VOCABULARY, Updates
 
-VOCABULARY = 49152
 END, CONTROLS = 2, 5  # ids; controls of actions follow
 STEPS = 4  # known solution steps that a row can hold
 
@@ -28,9 +31,16 @@ class Ours:
     def __init__(self) -> None:
         self.config = TransformerConfig(vocabulary=VOCABULARY, **PRESETS["smollm2_135m"])
         self.policy = Policy(self.config, actions=5)
-        make = jax.jit(functools.partial(init_params, self.policy, features=len(FEATURES)))
-        self.trained = make(jax.random.key(0))
         self.made: dict[tuple[int, int, int], Any] = {}
+
+    @functools.cached_property
+    def trained(self) -> Params:
+        make = jax.jit(functools.partial(init_params, self.policy, features=len(FEATURES)))
+        return make(jax.random.key(0))
+
+    @functools.cached_property
+    def updates(self) -> Updates:
+        return Updates()
 
     def generate(self, *, batch: int, prompt: int, new: int, greedy: bool) -> None:
         """The control token of the answer is the last one of the prompt."""
@@ -57,6 +67,13 @@ class Ours:
         return jax.jit(
             functools.partial(unstacked, network=self.config, rows=rows, is_joined=True)
         )(self.trained)
+
+    def update(self, *, batch: int, length: int, has_reference: bool) -> None:
+        self.updates.step(batch, length, has_reference=has_reference)
+
+    def temporary_gb(self, *, batch: int, length: int, has_reference: bool) -> float:
+        """What the step's program holds at its peak beside its arguments and outputs."""
+        return self.updates.temporary_gb(batch, length, has_reference=has_reference)
 
     def _programs(self, batch: int, prompt: int, capacity: int) -> tuple[Any, Any, Any, Admission]:
         limits = Limits(

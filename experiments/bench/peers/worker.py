@@ -1,4 +1,4 @@
-"""The process of one engine: a call a line on stdin, its seconds a line on stdout."""
+"""The process of one engine: a call a line on stdin, its seconds or its answer a line on stdout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
             began = time.perf_counter()
             told = getattr(engine, method)(**arguments)
             seconds = time.perf_counter() - began
-            answer = {"seconds": seconds if told is None else told}
+            answer = {"told": seconds if told is None else told}
         # Whatever an engine can't do is told to the benchmark.
         except Exception as error:  # noqa: BLE001
             answer = {"error": f"{type(error).__name__}: {error}"}
