@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.update({"preset": "qwen2_5_7b", "weights": "hf:weights/Qwen2.5-7B-Instruct"})
     config.model.update({"dtype": "bfloat16", "remat": "layers"})
     config.rollout.update({"rows": 256, "capacity": 1024, "prompts_per_call": 8})
-    config.rollout.live_lengths = 4  # what is not yet written costs no attention
+    config.rollout.live_lengths = 4
     config.rollout.temperature = 0.7
     config.rollout.update({"max_segments": 12, "max_asks": 4, "think_tokens": 128})
     config.rollout.update({"request_tokens": 64, "answer_tokens": 96, "reply_tokens": 96})

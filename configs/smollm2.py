@@ -22,10 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
         "ask_check": "Say whether this is right; if not, name the first wrong step and correct it.",
         "ask_solve": "Solve the sub-problem step by step and give its answer.",
     }
-    config.rollout.update({"rows": 8, "capacity": 512, "temperature": 0.7})
+    config.rollout.update({"rows": 8, "capacity": 512, "live_lengths": 4, "temperature": 0.7})
     config.rollout.update({"max_segments": 12, "max_asks": 4, "think_tokens": 96})
     config.rollout.update({"request_tokens": 64, "answer_tokens": 80, "reply_tokens": 64})
-    config.rollout.live_lengths = 4  # what is not yet written costs no attention
     config.rollout.prompts_per_call = 1  # on two cores padding costs more than a call
     config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:8901/v1"})
     config.llm.update({"model": "smollm2", "concurrency": 2, "deadline_s": 120.0})
