@@ -23,7 +23,9 @@ from collab.models.transformer import by_rows
 from collab.rl.batch import Batch
 from collab.types import Params
 
-CPU_ROWS, ROWS = 4, 128  # of each shard, read at once
+# Of each shard, read at once. A chunk is read again backwards, and has a gradient of its own: where
+# each layer is, too, fewer chunks take less time and memory (experiments/bench/memory.py).
+CPU_ROWS, CPU_ROWS_OF_LAYERS, ROWS = 4, 16, 128
 # Of all tokens that are projected at once: 1 MB of f32 fits a CPU's cache; half a GB elsewhere.
 CPU_LOGITS, LOGITS = 2**18, 2**27
 LEAST_TOKENS = 64  # projected at once, however large the vocabulary: fewer waste the matmul
@@ -47,7 +49,7 @@ def hidden_states(
         read,
         (batch.tokens_QRS, batch.positions_QRS),
         is_real_QX=(batch.positions_QRS >= 0).any(axis=-1),
-        size=chunk_rows or (CPU_ROWS if _is_cpu() else ROWS),
+        size=chunk_rows or _rows_at_once(policy),
     )
     return hidden_QRSD.reshape(Q, R * S, -1)
 
@@ -90,6 +92,12 @@ def written_logp(
             zero_QX, batch.written_QM, logp_QM
         )
         return jnp.where(batch.written_BN, logp_QX.reshape(B, N), 0.0)
+
+
+def _rows_at_once(policy: Policy) -> int:
+    if not _is_cpu():
+        return ROWS
+    return CPU_ROWS_OF_LAYERS if policy.config.remat else CPU_ROWS
 
 
 def _is_cpu() -> bool:

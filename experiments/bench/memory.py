@@ -30,11 +30,11 @@ EPISODES, ROWS, CAPACITY = 8, 64, 512
 STEPS: Mapping[str, tuple[int, int | None, str]] = {
     OURS: (0, None, "layers"),
     "a row at a time": (1, None, "layers"),
-    "all rows at once": (EPISODES, None, "layers"),
+    "half of the rows at once": (EPISODES // 2, None, "layers"),
     "all logits at once": (0, WHOLE, "layers"),
     "matmuls kept": (0, None, "dots"),
     "layers kept": (0, None, ""),
-    "all rows and logits at once, layers kept": (EPISODES, WHOLE, ""),
+    "layers kept, all rows and logits at once": (EPISODES, WHOLE, ""),
 }
 
 
