@@ -18,6 +18,7 @@ from collab.llm.client import Client
 from collab.llm.fingerprint import Fingerprint
 from collab.llm.journal import Journal
 from collab.llm.keys import api_key
+from collab.llm.one_asks import OneAsks
 from collab.llm.pool import Pool
 from collab.llm.probe import probe_set, take
 from collab.llm.replay import ReplayBackend
@@ -54,7 +55,7 @@ class Assembly:
     tokenizer: tokenizers.Tokenizer
     policy: Policy
     backend: Backend
-    client: Client
+    client: Client | OneAsks
     gate: Gate
     panel: Panel  # judges of leaks
     engine: Engine
@@ -157,17 +158,14 @@ def assemble(config: Any, workdir: str) -> Assembly:
         mesh=mesh,
     )
     backend = _replayed(backend, config, folder)
-    if jax.process_count() > 1 and not backend.is_local:
+    if jax.process_count() > 1 and not backend.is_local and not backend.where:
         raise ValueError(
-            f"llm.backend={config.llm.backend!r}: several processes would each send every request; "
-            "run one process, or use llm.backend='scripted'"
+            f"llm.backend={config.llm.backend!r}: a model on the mesh of several processes can't "
+            "answer one of them; run one process, or serve it and use llm.backend='openai'"
         )
-    backend.check()
-    # Of a helper in this process the checkpoint tells: what it "costs" is part of the experiment.
-    journal = None if not backend.where else Journal(folder / "spend.jsonl")
-    client = Client(backend, config.llm, config.requests, journal=journal)
+    client = _client(config, backend, folder)
     audit, audit_path = None, folder / "audit.jsonl"
-    if backend.where and config.privacy.gate != "off":
+    if backend.where and config.privacy.gate != "off" and sharding.is_first_process():
         audit = AuditLog(audit_path, where=backend.where)
     gate = Gate(config.privacy.gate, audit)
     names = action_names(request_names(config))
@@ -190,6 +188,18 @@ def assemble(config: Any, workdir: str) -> Assembly:
         pool=pool,
         engine=Engine(policy, tokenizer, client, config, mesh, gate, pool),
     )
+
+
+def _client(config: Any, backend: Backend, folder: pathlib.Path) -> Client | OneAsks:
+    """Who asks: each process where the helper is fast and in it, else one for all."""
+
+    def made() -> Client:
+        backend.check()
+        # Of a helper in this process the checkpoint tells: what it "costs" is of the experiment.
+        journal = None if not backend.where else Journal(folder / "spend.jsonl")
+        return Client(backend, config.llm, config.requests, journal=journal)
+
+    return made() if jax.process_count() == 1 or backend.is_local else OneAsks(made)
 
 
 def make_policy(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model")
 Made = TypeVar("Made")
+LEAST_SENT = 4096  # bytes from one process to the others at once: each size is a program
 
 # Specs name the LAST dimensions of a leaf; those before (stacked layers, ranks) stay whole.
 RULES: tuple[tuple[str, P], ...] = (
@@ -90,6 +92,39 @@ def first_process_first(make: Callable[[], Made]) -> Made:
     finally:  # a failure of the first must not leave the others waiting
         multihost_utils.sync_global_devices("collab.first_process_first")
     return made if made is not None else make()
+
+
+def from_first(make: Callable[[], Made]) -> Made:
+    """What `make` returns on the first process, which alone calls it, on every process.
+
+    It is pickled. Raises: what `make` raised, on the first; RuntimeError on the others.
+    """
+    if jax.process_count() == 1:
+        return make()
+    error: Exception | None = None
+    sent = b""
+    if is_first_process():
+        try:
+            sent = pickle.dumps((make(), ""))
+        except Exception as found:  # noqa: BLE001  the others must not be left waiting
+            error, sent = found, pickle.dumps((None, f"{type(found).__name__}: {found}"))
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(sent))))
+    buffer = np.zeros(max(LEAST_SENT, 1 << (size - 1).bit_length()), np.uint8)
+    buffer[: len(sent)] = np.frombuffer(sent, np.uint8)
+    heard: bytes = np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].tobytes()
+    if error:
+        raise error
+    made, failure = pickle.loads(heard)
+    if failure:
+        raise RuntimeError(f"the first process failed: {failure}")
+    return made
+
+
+def on_first(make: Callable[[], Made]) -> Made | None:
+    """What `make` returns, on the first process; None on the others. Raises: as `from_first`."""
+    made: list[Made] = []
+    from_first(lambda: made.append(make()))
+    return made[0] if made else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

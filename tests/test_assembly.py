@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,18 +158,15 @@ def test_a_pool_behind_one_server_is_asked_by_the_helpers_names(
     assert set(asked) == set(tiny_config.llm.helpers)
 
 
-def test_several_processes_need_a_helper_in_process(
+def test_several_processes_need_a_helper_beside_their_mesh(
     tiny_config: ml_collections.ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_backend = assembly_module.make_backend
-
-    def made(*args: Any, **kwargs: Any) -> Any:  # up to here nothing depends on the count
+    def made(*_: Any, **__: Any) -> Any:  # up to here nothing depends on the count
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        return make_backend(*args, **kwargs)
+        return types.SimpleNamespace(is_local=False, where="")
 
     monkeypatch.setattr(assembly_module, "make_backend", made)
-    tiny_config.llm.update({"backend": "openai", "base_url": "http://127.0.0.1:9/v1", "model": "m"})
-    with pytest.raises(ValueError, match=r"several processes.*llm\.backend='scripted'"):
+    with pytest.raises(ValueError, match=r"several processes.*llm\.backend='openai'"):
         assemble(tiny_config, str(tmp_path))
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from collab.llm import estimated_tokens
 from collab.llm.client import Client
 from collab.llm.fingerprint import OPEN, Fingerprint, Reply
+from collab.llm.one_asks import OneAsks
 from collab.llm.styles import EQUALS
 from collab.privacy.detector import Detector
 from collab.privacy.gate import Gate
@@ -78,7 +79,7 @@ def probe_set(task: Task, count: int) -> list[Probe]:
 
 
 def take(
-    client: Client,
+    client: Client | OneAsks,
     gate: Gate,
     probes: Sequence[Probe],
     helpers: Sequence[str],
