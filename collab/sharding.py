@@ -108,10 +108,11 @@ def from_first(make: Callable[[], Made]) -> Made:
             sent = pickle.dumps((make(), ""))
         except Exception as found:  # noqa: BLE001  the others must not be left waiting
             error, sent = found, pickle.dumps((None, f"{type(found).__name__}: {found}"))
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(sent))))
-    buffer = np.zeros(max(LEAST_SENT, 1 << (size - 1).bit_length()), np.uint8)
-    buffer[: len(sent)] = np.frombuffer(sent, np.uint8)
-    heard: bytes = np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].tobytes()
+    with jax.transfer_guard_host_to_device("allow"):
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+        buffer = np.zeros(max(LEAST_SENT, 1 << (size - 1).bit_length()), np.uint8)
+        buffer[: len(sent)] = np.frombuffer(sent, np.uint8)
+        heard = np.asarray(multihost_utils.broadcast_one_to_all(buffer))[:size].tobytes()
     if error:
         raise error
     made, failure = pickle.loads(heard)
