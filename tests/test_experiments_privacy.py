@@ -219,10 +219,11 @@ def test_points_are_the_weights_their_variants_and_two_rules(tmp_path: Path) -> 
 
 def test_the_study_can_be_planned_from_one_cold_start_a_seed(tmp_path: Path) -> None:
     jobs = plan("privacy", study.planned([0, 1]), tmp_path)
-    assert len(jobs) == len({job.folder for job in jobs}) == 2 * len(study.WEIGHTS)
+    assert len(jobs) == len({job.folder for job in jobs}) == 2 * (1 + len(study.WEIGHTS))
     own = [job.run.label for job in jobs if job.source is None]
-    assert own == ["leak_0-seed0", "leak_0-seed1"]
+    assert own == ["careless-seed0", "careless-seed1"]
     for one in jobs:
-        assert one.config.reward.leak == float(one.run.name.removeprefix("leak_"))
+        weight = one.run.name.removeprefix("leak_").replace(study.CARELESS, "0")
+        assert one.config.reward.leak == float(weight)
         assert one.config.task.world.graded_sensitivity and not one.config.evaluate.greedy
     assert default_config().reward.leak == study.USUAL

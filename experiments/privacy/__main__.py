@@ -4,8 +4,9 @@
 those of a seed from one cold start; evaluates some again under the gate, and greedily; and writes
 results.json, fronts.png and kinds.png beside this file. The SLM starts out careless (most requests
 carry notes along), units are graded, helpers don't know everything, and the evaluation samples as
-training does: greedy decoding would round a request's chance of leaking to 0 or 1. 15 runs, 3 of
-them 8 core-minutes and 12 of 3 to 4, and 5 minutes for the gates: about 65 core-minutes. NOTES.md
+training does: greedy decoding would round a request's chance of leaking to 0 or 1. What is said in
+a request is the SLM's own skill, so training is longer than in the other studies, and moves the SLM
+more. 15 runs of 4 to 8 core-minutes and 5 minutes for the gates: about 85 core-minutes. NOTES.md
 reads the figures.
 """
 
@@ -27,13 +28,17 @@ from experiments.trained import at_bias, dial
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = "configs/study.py"
-WEIGHTS = (0.0, 0.1, 0.5, 2.0, 8.0)
+WEIGHTS = (0.0, 0.5, 2.0, 8.0)
+CARELESS = "careless"  # the run whose imitation all others begin with
 USUAL = 0.5  # the default of reward.leak
 KNOWN = 0.8  # of facts, to every helper
 SHARED: dict[str, Any] = {
     "task.world.graded_sensitivity": True,
-    "task.world.leak_needed_share": 0.1,
-    "cold_start.overshare": 0.6,
+    "task.world.leak_needed_share": 0.05,
+    "cold_start.steps": 900,  # before it copies notes as they stand
+    # short traces are those whose requests carry no notes: of few steps only
+    "cold_start.curriculum": ((100, 64), (100, 128)),
+    "cold_start.overshare": 0.9,
     "rollout.request_tokens": 48,  # room for notes in a request
     "llm.helpers": {
         name: {"hops": hops, "knowledge_share": KNOWN}
@@ -43,6 +48,7 @@ SHARED: dict[str, Any] = {
     "evaluate.greedy": False,
     "log.test_episodes": 384,  # all, for what became of each request
 }
+LONGER = {"rl.iterations": 72, "rl.learning_rate": 3e-4, "rl.final_learning_rate": 3e-5}
 VARIANTS: dict[str, dict[str, Any]] = {
     "gate mask": {"privacy.gate": "mask"},
     "gate block": {"privacy.gate": "block"},
@@ -55,15 +61,13 @@ SAMPLED, RULE = "leak weight", "rules"
 
 
 def planned(seeds: list[int]) -> list[Run]:
-    """A run a weight and seed; the first weight's cold start is that of all."""
-    return [
-        Run(
-            run_name(weight), CONFIG, seed, {**SHARED, "reward.leak": weight},
-            cold_start="" if weight == WEIGHTS[0] else run_name(WEIGHTS[0]),
-        )
+    """A short run a seed for its imitation, and a long one for each weight and seed."""
+    short = [Run(CARELESS, CONFIG, seed, {**SHARED, "reward.leak": 0.0}) for seed in seeds]
+    return short + [
+        Run(run_name(weight), CONFIG, seed, {**SHARED, **LONGER, "reward.leak": weight}, CARELESS)
         for weight in WEIGHTS
         for seed in seeds
-    ]  # fmt: skip
+    ]
 
 
 def run_name(weight: float) -> str:
