@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FAKE_DEVICES = 8
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={FAKE_DEVICES} "
-    "--xla_backend_optimization_level=0"  # programs are small: they take longer to compile than run
-)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={FAKE_DEVICES}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # A persistent cache would hide a program that is compiled twice.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
