@@ -23,7 +23,7 @@ from collab.llm.serve import serving
 from collab.rollout.episodes import Job
 from collab.types import HelpRequest, Problem
 
-SAMPLES = 4
+SAMPLES = 2
 
 
 class Counting:
@@ -46,7 +46,7 @@ def rolled_out(config: Any, folder: Path) -> dict[str, Any]:
     assembly = assemble(config, str(folder))
     jobs = [
         Job(Problem(str(p), "who is it ?", ("x",)), (0, p, s), "ask_first", helpers=("one_hop",))
-        for p in range(4)
+        for p in range(2)
         for s in range(SAMPLES)
     ]
     episodes = assembly.engine.run(assembly.initial_params(), jobs, temperature=1.0)
@@ -71,7 +71,7 @@ def worker(address: str, process: int, config: str, folder: Path) -> None:
 def test_two_processes_ask_once_and_go_on_alike(tiny_config: Any, tmp_path: Path) -> None:
     """A helper takes its time: replies reach both in the same turn, or one would hang."""
     config = tiny_config
-    config.mesh.update({"data": 4, "fsdp": 2})
+    config.mesh.update({"data": 2})
     config.llm.scripted.update({"latency_s": 0.02, "latency_sigma": 1.0})
     knowledge = tasks.make_task(config, str(tmp_path / "data")).knowledge
     helper: Any = Counting(make_backend("scripted", config.llm, knowledge=knowledge))
@@ -82,7 +82,7 @@ def test_two_processes_ask_once_and_go_on_alike(tiny_config: Any, tmp_path: Path
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
         env = os.environ | {
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
+            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
             "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         both = str(tmp_path / "both")
@@ -101,7 +101,7 @@ def test_two_processes_ask_once_and_go_on_alike(tiny_config: Any, tmp_path: Path
             for child in workers:
                 child.kill()
     assert [json.loads(text.splitlines()[-1]) for text in said] == [alone, alone]
-    assert helper.asked == asked > 4 * SAMPLES
+    assert helper.asked == asked > 2 * SAMPLES
 
 
 if __name__ == "__main__":
