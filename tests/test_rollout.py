@@ -45,7 +45,6 @@ from collab.types import (
     Step,
     action_names,
 )
-from conftest import MESHES
 from fake_llm import OK, FakeBackend
 
 KINDS = (FeedbackKind.ANSWER, FeedbackKind.HINT, FeedbackKind.CLARIFY, FeedbackKind.UNAVAILABLE)
@@ -260,7 +259,6 @@ def test_rows_permute(tiny_config: Any, mesh_config: dict[str, int]) -> None:
         np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, atol=1e-5)
 
 
-@pytest.mark.parametrize("mesh_config", [MESHES["1x1x1"], MESHES["2x2x2"]], ids=["one", "eight"])
 def test_a_copy_of_the_weights_with_layers_apart_changes_nothing(
     tiny_config: Any, mesh_config: dict[str, int]
 ) -> None:
@@ -272,7 +270,7 @@ def test_a_copy_of_the_weights_with_layers_apart_changes_nothing(
         made.append(engine.run(params, make_jobs(4), temperature=1.0))
     for a, b in zip(*made, strict=True):
         assert np.array_equal(a.trace.tokens_S, b.trace.tokens_S)
-        np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, rtol=1e-5, atol=3e-5)
+        np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, rtol=1e-5, atol=1e-5)
 
 
 def test_where_attention_ends_changes_nothing(tiny_config: Any) -> None:
@@ -286,9 +284,9 @@ def test_where_attention_ends_changes_nothing(tiny_config: Any) -> None:
     assert engine.programs()["advance"] > 1
     for a, b in zip(*made, strict=True):
         assert np.array_equal(a.trace.tokens_S, b.trace.tokens_S)
-        np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, rtol=1e-5, atol=3e-5)
+        np.testing.assert_allclose(a.trace.logp_S, b.trace.logp_S, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(
-            a.trace.action_logp_KA, b.trace.action_logp_KA, rtol=1e-5, atol=3e-5
+            a.trace.action_logp_KA, b.trace.action_logp_KA, rtol=1e-5, atol=1e-5
         )
 
 

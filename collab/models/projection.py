@@ -35,15 +35,16 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, dtype = x.shape[1:], jnp.dtype(self.dtype)
+        x = x.astype(dtype)
         if self.has_variable("params", TURNED):
-            y = linear(x.astype(dtype).reshape(len(x), -1), self.get_variable("params", TURNED))
+            y = linear(x.reshape(len(x), -1), self.get_variable("params", TURNED))
             y = y.reshape(-1, *self.outputs)
-            return y + self.get_variable("params", "bias") if self.has_bias else y
-        kernel = self.param(
-            "kernel", _of_matrix(self.kernel_init, len(inputs)), (*inputs, *self.outputs)
-        )
-        kernel, x = widened(kernel, x.astype(dtype))
-        y = jnp.tensordot(x, kernel, axes=len(inputs))
+        else:
+            kernel = self.param(
+                "kernel", _of_matrix(self.kernel_init, len(inputs)), (*inputs, *self.outputs)
+            )
+            kernel, x = widened(kernel, x)
+            y = jnp.tensordot(x, kernel, axes=len(inputs))
         if self.has_variable("params", SCALE):
             y = (y * self.get_variable("params", SCALE)).astype(dtype)
         if self.has_bias:

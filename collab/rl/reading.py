@@ -24,7 +24,7 @@ from collab.rl.batch import Batch
 from collab.types import Params
 
 # Of each shard, read at once. A chunk is read again backwards, and has a gradient of its own: where
-# each layer is, too, fewer chunks take less time and memory (experiments/bench/memory.py).
+# each layer is, too, fewer chunks take less memory (experiments/bench/memory.py).
 CPU_ROWS, CPU_ROWS_OF_LAYERS, ROWS = 4, 16, 128
 # Of all tokens that are projected at once: 1 MB of f32 fits a CPU's cache; half a GB elsewhere.
 CPU_LOGITS, LOGITS = 2**18, 2**27

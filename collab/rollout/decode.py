@@ -15,6 +15,7 @@ function of the row's key and the position, hence of nothing that timing could c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -152,7 +153,9 @@ class Decoder:
         live: tokens that attention looks at; no active row may come to have more in `steps`.
         """
         whole = rows.cache
-        rows = dataclasses.replace(rows, cache=jax.tree.map(lambda kept: kept[:, :, :live], whole))
+        if live < self.limits.capacity:
+            part = jax.tree.map(lambda kept: kept[:, :, :live], whole)
+            rows = dataclasses.replace(rows, cache=part)
 
         def goes_on(carry: tuple[Rows, Work]) -> jax.Array:
             rows, work = carry
@@ -165,8 +168,10 @@ class Decoder:
 
         with jax.named_scope("advance"):
             rows, work = jax.lax.while_loop(goes_on, body, (rows, Work.none()))
-        cache = jax.tree.map(lambda kept, new: kept.at[:, :, :live].set(new), whole, rows.cache)
-        return dataclasses.replace(rows, cache=cache), work
+        if live < self.limits.capacity:
+            put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=0, axis=2)
+            rows = dataclasses.replace(rows, cache=jax.tree.map(put, whole, rows.cache))
+        return rows, work
 
     def step(
         self, params: Params, rows: Rows, temperature: jax.Array, is_help_open: jax.Array
