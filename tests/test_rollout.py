@@ -45,6 +45,7 @@ from collab.types import (
     Step,
     action_names,
 )
+from conftest import MESHES
 from fake_llm import OK, FakeBackend
 
 KINDS = (FeedbackKind.ANSWER, FeedbackKind.HINT, FeedbackKind.CLARIFY, FeedbackKind.UNAVAILABLE)
