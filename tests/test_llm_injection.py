@@ -16,6 +16,7 @@ from hypothesis import strategies as some
 
 from collab.llm import Completion, Message, errors, prompts, serve
 from collab.llm.attacks import ATTACKS, FAMILIES, Asked
+from collab.llm.client import Client
 from collab.llm.injection import MIX, InjectingBackend
 from collab.llm.openai import OpenAIBackend
 from collab.llm.prompts import parse_feedback, parse_request, written_feedback
@@ -268,6 +269,7 @@ class Hostile:
     """Answers every request by one reply, and keeps what it has been sent."""
 
     is_down = is_spent = False
+    hear = Client.hear
 
     def __init__(self, kind: FeedbackKind, text: str) -> None:
         self.feedback = Feedback(kind, text)

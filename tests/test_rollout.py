@@ -56,6 +56,7 @@ class EchoClient:
     """Replies at once, with a kind and a length that depend on the request's text."""
 
     is_down = is_spent = False
+    hear = Client.hear
 
     def __init__(self) -> None:
         self.requests: list[HelpRequest] = []

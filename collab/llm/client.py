@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,13 @@ class Client:
             except RuntimeError:  # closed since the line above
                 self._resolve(call, key, future)
         return future
+
+    def hear(self, futures: Iterable[Future[Feedback]], timeout_s: float) -> None:
+        """Wait until one of the futures has resolved, and no longer than `timeout_s`."""
+        if timeout_s:
+            concurrent.futures.wait(
+                futures, timeout=timeout_s, return_when=concurrent.futures.FIRST_COMPLETED
+            )
 
     def counters(self) -> dict[str, float]:
         """Totals: `meters.METERS`, and `failures/<name>` for each kind of failure met.

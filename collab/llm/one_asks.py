@@ -1,16 +1,16 @@
 """A client of several processes: the first one asks for all, and all hear of a reply together.
 
 Every process makes the same calls in the same order, as it runs the same programs. Requests leave
-from the first alone; what it has heard reaches the others in `exchange`, so that all feed the same
+from the first alone; what it has heard reaches the others in `hear`, so that all feed the same
 replies in the same turn. Nothing waits for a reply but the first process, and no longer than the
 deadlines of its client.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from collab import sharding
@@ -28,31 +28,27 @@ class OneAsks:
         self._client = sharding.on_first(make)
         self._numbers = itertools.count()
         self._in_flight: dict[int, _Shared] = {}
-        self._asked: dict[int, concurrent.futures.Future[Feedback]] = {}  # on the first process
-        self.is_down = self.is_spent = False  # as of the last exchange
+        self._asked: dict[int, Future[Feedback]] = {}  # on the first process
+        self.is_down = self.is_spent = False  # as of the last `hear`
 
-    def submit(self, screened: Screened) -> concurrent.futures.Future[Feedback]:
-        """Ask for help, on the first process. The future resolves in an exchange."""
+    def submit(self, screened: Screened) -> Future[Feedback]:
+        """Ask for help, on the first process. The future resolves in `hear`."""
         number, future = next(self._numbers), _Shared(self)
         self._in_flight[number] = future
         if self._client:
             self._asked[number] = self._client.submit(screened)
         return future
 
-    def exchange(self, timeout_s: float = 0.0) -> None:
-        """Resolve the futures of all replies that have come; waits so long for one, if need be.
+    def hear(self, futures: Iterable[Future[Feedback]], timeout_s: float) -> None:
+        """Resolve all that have come, of `futures` and others; waits so long for one, if need be.
 
         All processes must call it. Raises: RuntimeError on all where the client failed.
         """
+        del futures  # what is in flight, the first process knows
 
         def heard() -> tuple[bool, bool, dict[int, Feedback]]:
             assert self._client
-            if timeout_s:
-                concurrent.futures.wait(
-                    self._asked.values(),
-                    timeout=timeout_s,
-                    return_when=concurrent.futures.FIRST_COMPLETED,
-                )
+            self._client.hear(self._asked.values(), timeout_s)
             done = [number for number, future in self._asked.items() if future.done()]
             replies = {number: self._asked.pop(number).result() for number in done}
             return self._client.is_down, self._client.is_spent, replies
@@ -80,8 +76,8 @@ class OneAsks:
             self._client.close()
 
 
-class _Shared(concurrent.futures.Future[Feedback]):
-    """`result` exchanges until the reply has come: all processes must ask for it."""
+class _Shared(Future[Feedback]):
+    """`result` hears until the reply has come: all processes must ask for it."""
 
     def __init__(self, owner: OneAsks) -> None:
         super().__init__()
@@ -90,5 +86,5 @@ class _Shared(concurrent.futures.Future[Feedback]):
     def result(self, timeout: float | None = None) -> Feedback:
         """The reply. timeout: not used; the client's deadlines end the wait."""
         while not self.done():
-            self._owner.exchange(POLL_S)
+            self._owner.hear((self,), POLL_S)
         return super().result(0.0)

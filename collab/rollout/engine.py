@@ -6,9 +6,9 @@ How the rows are filled, and what becomes of their requests, is in `collab.rollo
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import jax
@@ -30,7 +30,7 @@ from collab.types import Episode, Feedback, Params, action_names
 
 
 class HelpClient(Protocol):
-    """What the engine needs of `collab.llm.client.Client`."""
+    """What the engine needs of `collab.llm.client.Client`, or of several processes' `OneAsks`."""
 
     @property
     def is_down(self) -> bool: ...
@@ -38,7 +38,9 @@ class HelpClient(Protocol):
     @property
     def is_spent(self) -> bool: ...
 
-    def submit(self, screened: Screened) -> concurrent.futures.Future[Feedback]: ...
+    def submit(self, screened: Screened) -> Future[Feedback]: ...
+
+    def hear(self, futures: Iterable[Future[Feedback]], timeout_s: float) -> None: ...
 
 
 class Engine:

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from collab import sharding
-from collab.llm.one_asks import OneAsks
 from collab.llm.weakening import Weakening
 from collab.privacy.gate import restored
 from collab.rollout.episodes import InFlight, Job, finished_episode, outgoing, unrun_episode
@@ -97,19 +96,19 @@ class Flight:
 
     def turn(self, params: Params) -> None:
         """Refill rows, feed replies, advance, then handle every row that stopped."""
+        engine = self.engine
         if params is not self._given:
-            self._given, self.params = params, self.engine.for_decoding(params)
-        self._hear(0.0)
+            self._given, self.params = params, engine.for_decoding(params)
+        engine.client.hear(self.futures.values(), 0.0)
         self._admit()
         self._feed()
-        engine = self.engine
         with engine.stopwatch.part("prefill"):  # else it would be taken for decoding
             jax.block_until_ready(engine.rows.phase_B)
         busy = sum(entry is not None for entry in self.row)
         if busy == len(self.futures):
             if self.futures:
                 with engine.stopwatch.part("wait"):
-                    self._hear(POLL_S)
+                    engine.client.hear(self.futures.values(), POLL_S)
             return
         host = self._advance(busy)
         for b, entry in enumerate(self.row):
@@ -279,18 +278,6 @@ class Flight:
         self.futures[b] = engine.client.submit(screened)
         entry.placeholders = screened.placeholders
         entry.exchanges.append(Exchange(kind, screened.sent, Feedback(FeedbackKind.HINT, "")))
-
-    def _hear(self, timeout_s: float) -> None:
-        """Let replies arrive, until one has or the time is over; on all processes the same."""
-        client = self.engine.client
-        if isinstance(client, OneAsks):
-            client.exchange(timeout_s)
-        elif timeout_s:
-            concurrent.futures.wait(
-                self.futures.values(),
-                timeout=timeout_s,
-                return_when=concurrent.futures.FIRST_COMPLETED,
-            )
 
     def _feed(self) -> None:
         """Feed every reply that has arrived."""
