@@ -108,7 +108,7 @@ def default_config() -> ml_collections.ConfigDict:
                 "reply_tokens": 48,  # a longer reply is cut, and counted
                 "temperature": 1.0,  # of tokens, above 0; evaluation is greedy
                 "draft_first": True,  # THINK comes first, and before each request
-                # decode with a copy of the weights, each layer apart: faster on CPU
+                # decode with a copy of the weights, layers apart: faster on CPU, takes memory
                 "unstack_layers": True,
                 # that copy's matrices: "bfloat16", "int8", "" = as trained. Evaluation, calibration
                 # and labels read them, too; the gradient corrects for the difference

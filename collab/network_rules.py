@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
+from collab import naming
 from collab.types import FEATURES, PROJECTIONS
 
 
@@ -22,12 +22,7 @@ def check_network(config: Any) -> None:
 
 def _check_lora(lora: Any) -> None:
     for name in lora.targets:
-        close = difflib.get_close_matches(str(name), PROJECTIONS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        require(
-            name in PROJECTIONS,
-            f"model.lora.targets: {name!r} must be one of {', '.join(PROJECTIONS)}{hint}",
-        )
+        naming.check("model.lora.targets: ", name, PROJECTIONS)
     require(
         lora.rank == 0 or len(lora.targets) > 0,
         f"model.lora.targets=() with model.lora.rank={lora.rank} adapts no matrix; try "
@@ -39,12 +34,7 @@ def _check_head(config: Any) -> None:
     """Features have names; control tokens can't be fitted alone, and read none."""
     model, cold = config.model, config.cold_start
     for name in model.features:
-        close = difflib.get_close_matches(str(name), FEATURES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        require(
-            name in FEATURES,
-            f"model.features: {name!r} must be one of {', '.join(FEATURES)}{hint}",
-        )
+        naming.check("model.features: ", name, FEATURES)
     if model.head != "tokens":
         return
     require(

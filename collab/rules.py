@@ -7,7 +7,6 @@ and a fix. The keys themselves are in `collab.config`, rules of the network in
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import urllib.parse
@@ -16,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from collab import naming
 from collab.config import check_keys, flatten
 from collab.network_rules import check_network, require
 
@@ -53,10 +53,7 @@ def _check_ranges(config: Any) -> None:
         require(leaves[path] > 0, f"{path}={leaves[path]} must be above 0; try {path}=1.0")
     require(config.seed < 2**31, f"seed={config.seed} must be below 2**31; try seed=0")
     for path, allowed in ONE_OF.items():
-        value = leaves[path]
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        require(value in allowed, f"{path}={value!r} must be one of {', '.join(allowed)}{hint}")
+        naming.check(f"{path}=", leaves[path], allowed)
 
 
 # No key of the schema can be negative or infinite; these are held tighter.

@@ -8,13 +8,13 @@ line of the table.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
+from collab import naming
 from collab.types import Knowledge
 
 if TYPE_CHECKING:
@@ -112,10 +112,7 @@ def make_backend(
     knowledge: of the task, for a backend that answers from it. mesh: of the run, for one that
     computes on it; None = one device. Raises: ValueError on bad settings.
     """
-    if name not in BACKENDS:
-        near = difflib.get_close_matches(name, BACKENDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"llm.backend={name!r} must be one of {', '.join(BACKENDS)}{hint}")
+    naming.check("llm.backend=", name, BACKENDS)
     module, attribute = BACKENDS[name].split(":")
     backend: Backend = getattr(importlib.import_module(module), attribute).from_config(
         llm, knowledge=knowledge, seed=seed, mesh=mesh

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import difflib
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from collab import naming
 from collab.config import default_config, load_config
 from collab.llm import BACKENDS, Backend, serve
 from collab.llm.fault_table import FAULTS, OUTAGE_S, UNDETECTABLE, Wire
@@ -208,8 +208,7 @@ def _names_of(fault: str) -> list[str]:
     if fault == MIX:
         return [name for name in FAULTS if name not in UNDETECTABLE]
     if fault not in FAULTS:
-        near = difflib.get_close_matches(fault, FAULTS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; --help lists them"
+        hint = naming.hint(fault, FAULTS) or "; --help lists them"
         raise ValueError(f"--fault={fault!r} must be {MIX!r} or the name of a fault{hint}")
     return [fault]
 

@@ -7,12 +7,12 @@ client can be tried over a socket; experiments wrap a backend in process.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import random
 from collections.abc import Sequence
 
+from collab import naming
 from collab.llm import Backend, Completion, Message, estimated_tokens
 from collab.llm.attacks import ATTACKS, FAMILIES, Asked
 from collab.llm.prompts import parse_feedback, parse_request
@@ -81,10 +81,8 @@ def attack_names(attack: str) -> Sequence[str]:
     """The rows of ATTACKS that a name stands for. Raises: ValueError with the nearest name."""
     known = {MIX: tuple(ATTACKS), **FAMILIES, **{name: (name,) for name in ATTACKS}}
     if attack not in known:
-        near = difflib.get_close_matches(attack, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"injection={attack!r} must be {MIX}, a family ({', '.join(FAMILIES)}) or an attack"
-            f"{hint}"
+            f"{naming.hint(attack, known)}"
         )
     return known[attack]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from collab import naming
 from collab.llm import Backend, Completion, Message, errors, prompts
 from collab.llm.replay_jsonl import export_jsonl, import_jsonl
 from collab.llm.replay_store import (
@@ -85,10 +86,9 @@ class ReplayBackend:
         where the second is meant, as a hedge is. clock: seconds.
         Raises: ValueError for an unknown mode, or one without its store.
         """
-        if mode not in MODES:
-            raise ValueError(f"replay mode {mode!r} must be one of {', '.join(MODES)}")
+        naming.check("llm.replay=", mode, MODES)
         if store is None and mode != "off":
-            raise ValueError(f"replay mode {mode!r} needs a replay file")
+            raise ValueError(f"llm.replay={mode!r} needs a replay file")
         self.is_local = backend.is_local or mode == "replay"
         self.where = "" if mode == "replay" else backend.where
         self.helper_names = backend.helper_names

@@ -7,7 +7,6 @@ messages and helper always give the same reply, in process and over HTTP (`serve
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from collab import naming
 from collab.llm import Completion, Message, errors, estimated_tokens
 from collab.llm.injection import MIX, attack_names, rewritten
 from collab.llm.prompts import parse_request, written_feedback
-from collab.llm.styles import EQUALS, JOINER, STATEMENTS, check_style, statements, worded
+from collab.llm.styles import EQUALS, JOINER, STATEMENTS, STYLES, statements, worded
 from collab.types import REPLY, FeedbackKind, Knowledge, Resolution, Step
 
 UNKNOWN = "I do not know"
@@ -64,8 +64,7 @@ class Strength:
         fields = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in fields:
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = naming.hint(key, fields)
                 raise ValueError(f"{name}.{key} is unknown; keys are {', '.join(fields)}{hint}")
         for key in ("knowledge_share", "error_rate", *(f"{fate}_rate" for fate in FATES)):
             if not 0.0 <= values[key] <= 1.0:
@@ -76,7 +75,7 @@ class Strength:
                 f"{name}: timeout_rate+refuse_rate+injection_rate={failing:g} must be at most 1; "
                 "lower one"
             )
-        check_style(f"{name}.style", values["style"])
+        naming.check(f"{name}.style=", values["style"], STYLES)
         attack_names(values["injection"])
         for key in ("hops", "verbosity", "latency_s", "latency_sigma", "weight"):
             if not 0.0 <= values[key] < math.inf:

@@ -11,6 +11,7 @@ import logging
 import threading
 from typing import Any
 
+from collab import naming
 from collab.llm import errors
 from collab.llm.prompts import FEEDBACK_SCHEMA
 
@@ -33,8 +34,7 @@ class Structure:
     """
 
     def __init__(self, mode: str) -> None:
-        if mode not in MODES:
-            raise ValueError(f"llm.structured={mode!r} must be one of {', '.join(MODES)}")
+        naming.check("llm.structured=", mode, MODES)
         without: tuple[dict[str, Any] | None, ...] = (None,)
         self._forms = {"auto": FORMS + without, "on": FORMS, "off": without}[mode]
         self._lock = threading.Lock()  # guards the two below

@@ -6,7 +6,6 @@ a style says the same in other words, or less of it.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 
@@ -36,11 +35,3 @@ def statements(text: str) -> list[tuple[str, str]]:
     """
     parts = (part.split(EQUALS, 1) for part in _STATEMENT_END.split(text))
     return [(part[0].strip(), part[1].strip()) for part in parts if len(part) == 2]
-
-
-def check_style(where: str, style: str) -> None:
-    """Raises: ValueError for a name that is no row of STYLES. where: the key that has it."""
-    if style not in STYLES:
-        near = difflib.get_close_matches(style, STYLES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where}={style!r} must be one of {', '.join(STYLES)}{hint}")

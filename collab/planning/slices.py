@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Mapping
 
+from collab import naming
 from collab.chips import CHIPS, Chip
 
 MESH_AXES = ("data", "fsdp", "model")  # as `collab.sharding.AXES`, which needs jax
@@ -43,10 +43,8 @@ def read_slice(text: str) -> Slice:
     found = re.fullmatch(r"([a-z]+\d*[a-z]*)-([1-9]\d*)", text.lower())
     kind = ALIASES.get(found[1], found[1]) if found else text.lower().partition("-")[0]
     if kind not in CHIPS:
-        close = difflib.get_close_matches(kind, CHIPS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"--slice={text!r} must name one of {', '.join(CHIPS)} and how many, such "
-                         f"as --slice=v5e-256{hint}")  # fmt: skip
+                         f"as --slice=v5e-256{naming.hint(kind, CHIPS)}")  # fmt: skip
     chip = CHIPS[kind]
     if not found:
         raise ValueError(f"--slice={text!r} must say how many; try --slice={kind}-8")

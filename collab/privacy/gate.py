@@ -20,6 +20,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from collab import naming
 from collab.privacy.audit import AuditLog
 from collab.privacy.detector import Detector
 from collab.types import HelpRequest, PrivateUnit
@@ -55,8 +56,7 @@ class Gate:
     """Screens requests by one mode. audit: where what leaves is noted, None = nowhere."""
 
     def __init__(self, mode: str, audit: AuditLog | None = None) -> None:
-        if mode not in MODES:
-            raise ValueError(f"privacy.gate={mode!r} must be one of {', '.join(MODES)}")
+        naming.check("privacy.gate=", mode, MODES)
         self.mode, self._audit = mode, audit
 
     def screen(self, request: HelpRequest, units: Sequence[PrivateUnit]) -> Screened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from collab.config import near_matches
+from collab import naming
 from collab.types import Task
 
 TASKS = {
@@ -28,9 +28,7 @@ def make_task(config: Any, data_dir: str) -> Task:
     finds wrong with its settings.
     """
     name = config.task.name
-    if name not in TASKS:
-        hint = near_matches(name, list(TASKS))
-        raise ValueError(f"task.name={name!r} must be one of {', '.join(TASKS)}{hint}")
+    naming.check("task.name=", name, TASKS)
     module, class_name = TASKS[name].split(":")
     try:
         task: Task = getattr(importlib.import_module(module), class_name)(config, data_dir)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from collab import naming
+
 SPLITS = ("train", "validation", "test")
 
 T = TypeVar("T")
@@ -12,6 +14,5 @@ T = TypeVar("T")
 
 def problems_of(splits: Mapping[str, T], split: str) -> T:
     """What `splits` holds under the name. Raises: ValueError for a split that no task has."""
-    if split not in splits:
-        raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+    naming.check("split=", split, SPLITS)
     return splits[split]

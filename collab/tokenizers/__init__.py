@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import ml_collections
 
+from collab import naming
 from collab.tokenizers.base import SETTINGS_FILE, Tokenizer, control_names
 
 __all__ = ["TOKENIZERS", "Tokenizer", "control_names", "load_tokenizer", "make_tokenizer"]
@@ -53,8 +54,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _kind(name: str) -> type[Tokenizer]:
-    if name not in TOKENIZERS:
-        raise ValueError(f"tokenizer.kind={name!r} must be one of {', '.join(TOKENIZERS)}")
+    naming.check("tokenizer.kind=", name, TOKENIZERS)
     module, kind = TOKENIZERS[name].split(":")
     found: type[Tokenizer] = getattr(importlib.import_module(module), kind)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from collab.config import near_matches
+from collab import naming
 from collab.tasks import TASKS, make_task
 from collab.tasks.privatise import wording
 from collab.tasks.privatise.knowledge import PrivateKnowledge
@@ -32,11 +32,7 @@ def privatise_task(config: Any, data_dir: str) -> Task:
     """
     settings = Settings.of(config)
     bases = [name for name in TASKS if name != NAME]
-    if settings.base not in bases:
-        raise ValueError(
-            f"task.privatise.base={settings.base!r} must be one of {', '.join(bases)}"
-            f"{near_matches(settings.base, bases)}"
-        )
+    naming.check("task.privatise.base=", settings.base, bases)
     of_base = config.copy_and_resolve_references()
     of_base.task.name = settings.base
     base = make_task(of_base, data_dir)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from collab.config import near_matches
+from collab import naming
 from collab.tasks.splits import SPLITS
 from collab.types import Step
 
@@ -170,7 +170,7 @@ class Settings(PathSettings):
             if name not in names:
                 raise ValueError(
                     f"task.world.stale_relations holds {name!r}, must be among "
-                    f"{', '.join(names)}{near_matches(name, names)}"
+                    f"{', '.join(names)}{naming.hint(name, names)}"
                 )
 
     def count(self, kind: str) -> int:
