@@ -26,6 +26,7 @@ import pytest  # noqa: E402
 from collab.config import default_config  # noqa: E402
 from collab.llm.replay_store import ReplayStore  # noqa: E402
 from collab.sharding import make_mesh  # noqa: E402
+from compiling import compiled_once  # noqa: E402
 
 MESHES = {
     "1x1x1": {"data": 1, "fsdp": 1, "model": 1},
@@ -94,6 +95,20 @@ def mesh_config(request: pytest.FixtureRequest) -> dict[str, int]:
 def mesh(mesh_config: dict[str, int]) -> jax.sharding.Mesh:
     """A test that takes `mesh` runs once on each shape of MESHES."""
     return make_mesh(mesh_config)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs are kept for a session, of all its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+
+
+@pytest.fixture(scope="module")
+def quick(compiled: Path) -> Iterator[Path]:
+    """The programs of a module compile once a session, quickly; the folder that keeps them."""
+    with compiled_once(compiled):
+        yield compiled
 
 
 @pytest.fixture

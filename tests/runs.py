@@ -7,14 +7,11 @@ them unoptimised, since optimising takes longer than running them.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
-from jax.experimental.compilation_cache import compilation_cache
 
 from collab import tokenizers
 from collab.assembly import Assembly, assemble
@@ -91,28 +88,6 @@ def synthesiser(task: Any, config: Any, *, helpers: Sequence[str]) -> Synthesise
         teacher=lambda request: client.submit(passed(request)).result(),
         helpers=helpers,
     )
-
-
-@contextlib.contextmanager
-def compiled_once(folder: Path, *, is_optimised: bool = False) -> Iterator[None]:
-    """Keep compiled programs in `folder` meanwhile, by default quick to compile, slow to run."""
-    settings = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": not is_optimised,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def train(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import ml_collections
 import numpy as np
 import pytest
 
-import runs
 from collab import assembly as assembly_module
 from collab import tasks
 from collab.assembly import Assembly, assemble
@@ -29,11 +27,7 @@ from collab.rollout.episodes import Job
 from collab.types import FeedbackKind, HelpRequest, Problem
 from fake_llm import passed
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

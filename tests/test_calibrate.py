@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from collab.calibrate import GRID, Found, Point, applied, best, calibrated, reac
 from collab.config import default_config
 from collab.evaluate import Evaluator
 from collab.types import FIRST_REQUEST_ID
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def at(bias: float, asks: float, reward: float = 0.5) -> Point:
@@ -109,12 +111,6 @@ def test_the_best_may_lie_at_the_end_of_the_grid() -> None:
 
 
 # --- on a policy ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 def small_config() -> ml_collections.ConfigDict:

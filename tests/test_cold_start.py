@@ -6,7 +6,6 @@ The rules of a config are in test_config.py, training itself in test_train.py.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from collab.metrics import read_jsonl
 from collab.sharding import leaf_paths
 from collab.train import Trainer
 from conftest import TINY
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 COLD = 2
 
@@ -42,12 +43,6 @@ def begun(config: Any, workdir: Path, stop: int = -1) -> Trainer:
     restore.take_over(config, workdir)
     restore.write_config(config, workdir)
     return runs.train(config, workdir, lambda trainer, step: step == stop)[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.fixture(scope="module")

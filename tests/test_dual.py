@@ -20,6 +20,7 @@ from collab.rewards import Terms, score
 from collab.rl.dual import next_multiplier, priced
 from collab.train import Trainer
 from collab.types import Episode, Status
+from compiling import compiled_once
 from episodes import answer, answer_back, ask, make_episode, think
 from test_train import FIRST_RL, LAST, assert_equal, everything, lines, one_shape, small_config
 
@@ -72,9 +73,8 @@ def test_episodes_that_teach_nothing_do_not_move_it() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(folder):
+def quick(compiled: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch, compiled_once(compiled):
         one_shape(monkeypatch)
         yield
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import runs
 from collab import tasks
 from collab.assembly import assemble
 from collab.evaluate import Candidate, Evaluator
@@ -24,6 +22,8 @@ from collab.run import prepare
 from collab.strategies import Setting
 from collab.types import FIRST_REQUEST_ID, Episode, FeedbackKind, PrivateUnit, Problem, Status
 from fake_llm import JudgeBackend
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 ROOT = Path(__file__).parents[1]
 UNIT = PrivateUnit("elm", "clinic")
@@ -43,12 +43,6 @@ def calls(name: str) -> set[str]:
                 if title == name:
                     found.add(path.relative_to(ROOT / "collab").as_posix())
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 # --- architecture --------------------------------------------------------------------------

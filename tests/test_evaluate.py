@@ -32,6 +32,7 @@ from collab.report import METRICS
 from collab.rollout.episodes import Job
 from collab.strategies import STRATEGIES, Setting
 from collab.types import Episode, Step
+from compiling import compiled_once
 from episodes import answer, ask, half_asked, make_episode, make_problem, think
 
 COMPOSED = {"cascade"}
@@ -39,8 +40,8 @@ WITHOUT_SLM = {"llm_alone", "cascade"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled", is_optimised=True):
+def quick(compiled: Path) -> Iterator[None]:
+    with compiled_once(compiled, is_optimised=True):
         yield
 
 

@@ -15,6 +15,7 @@ from collab.assembly import Assembly, assemble
 from collab.evaluate import Evaluator
 from collab.report import Outcome
 from collab.restore import Restored
+from compiling import compiled_once
 from experiments import exchange
 from experiments.exchange import About, Exchange, changed, exchanged, of_seeds, other_helpers
 from experiments.failure import __main__ as failure
@@ -25,10 +26,10 @@ MUTE = {"helpers": {"mute": {"timeout_rate": 1.0}}}
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assembly]:
+def assembly(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assembly]:
     config = runs.small_config()
     config.task.validation = config.task.test = 4
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+    with compiled_once(compiled):
         yield assemble(config, str(tmp_path_factory.mktemp("exchange")))
 
 

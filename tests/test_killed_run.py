@@ -26,7 +26,7 @@ SMALL = {
     "kills", [2, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
 )
 def test_a_killed_run_pays_for_nothing_twice_and_ends_as_if_it_had_not_been(
-    kills: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kills: int, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
@@ -35,7 +35,7 @@ def test_a_killed_run_pays_for_nothing_twice_and_ends_as_if_it_had_not_been(
         **kill_resume.SETTINGS,
         **SMALL,
         "task.data_dir": str(tmp_path / "data"),
-        "compile_cache": str(tmp_path / "compiled"),
+        "compile_cache": str(compiled),
     }
     rng = random.Random(0)
     unbroken = kill_resume.course(tmp_path / "unbroken", settings, rng=rng)

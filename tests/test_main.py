@@ -160,12 +160,12 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def trained(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A run by the real command: its folder, stdout and stderr."""
     folder = tmp_path_factory.mktemp("main")
     config = folder / "short.py"
     settings = short_config()
-    settings.compile_cache = str(tmp_path_factory.getbasetemp() / "compiled")
+    settings.compile_cache = str(compiled)
     runs.write_config(config, settings)
     done = subprocess.run(
         command(f"--config={config}", f"--workdir={folder / 'run'}"),

@@ -42,6 +42,7 @@ from collab.types import (
     Step,
     TeachableTask,
 )
+from compiling import compiled_once
 from fake_llm import passed
 
 BASES = ("world", "gsm", "fanout")
@@ -434,11 +435,6 @@ def test_readings_are_the_bases_and_what_a_question_may_refer_to(
         assert all(step.query in found for step in problem.steps if step.is_local)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return tmp_path_factory.getbasetemp() / "compiled"
-
-
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_assembles_and_makes_traces_and_episodes(
     base: str,
@@ -453,7 +449,7 @@ def test_every_base_assembles_and_makes_traces_and_episodes(
     config.rollout.update({"capacity": 512, "max_segments": 2, "think_tokens": 8, "rows": 2})
     config.rollout.update({"request_tokens": 8, "reply_tokens": 24})
     validate(config)
-    with runs.compiled_once(compiled):
+    with compiled_once(compiled):
         assembly = assemble(config, str(tmp_path))
         problems = assembly.task.problems("train")
         needing = [problem for problem in problems if wording.needed(problem)]

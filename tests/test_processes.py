@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+import processes
 from collab import tasks
 from collab.assembly import assemble
 from collab.llm import make_backend
@@ -79,27 +77,9 @@ def test_two_processes_ask_once_and_go_on_alike(tiny_config: Any, tmp_path: Path
         config.llm.update({"backend": "openai", "base_url": url, "model": "", "cache": False})
         alone = rolled_out(config, tmp_path / "alone")
         asked, helper.asked = helper.asked, 0
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            address = f"127.0.0.1:{server.getsockname()[1]}"
-        env = os.environ | {
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }
-        both = str(tmp_path / "both")
-        workers = [
-            subprocess.Popen(
-                [sys.executable, __file__, address, str(process), config.to_json(), both],
-                env=env,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for process in range(2)
-        ]
-        try:
-            said = [child.communicate(timeout=180)[0] for child in workers]
-        finally:
-            for child in workers:
-                child.kill()
+        said = processes.outputs(
+            __file__, config.to_json(), str(tmp_path / "both"), devices=1, timeout_s=180
+        )
     assert [json.loads(text.splitlines()[-1]) for text in said] == [alone, alone]
     assert helper.asked == asked > 2 * SAMPLES
 

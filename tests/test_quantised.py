@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,11 @@ from collab.models.projection import SCALE
 from collab.models.quantised import HIGHEST, quantise
 from collab.models.transformer import Transformer, TransformerConfig, empty_cache
 from collab.planning import memory, programs
+from compiling import quick_jit
 from test_lora import ADAPTED, by_path, noisy
 from test_rollout import EchoClient, make_engine, make_jobs, on_mesh
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 F = 7
 TIED = TransformerConfig(
@@ -33,9 +35,6 @@ UNTIED = TransformerConfig(
     **{**vars(TIED), "is_tied": False, "has_qkv_bias": True, "dtype": "bfloat16"}
 )
 NETWORKS = {"tied": TIED, "untied_bias_bfloat16": UNTIED}
-
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -163,12 +162,6 @@ def small_config(weights: str) -> ml_collections.ConfigDict:
     config.rollout.weights = weights
     config.cold_start.steps, config.rl.iterations = 2, 2
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.mark.parametrize("weights", ["", "int8"])

@@ -26,6 +26,7 @@ from collab.rl.imitation import decision_hidden
 from collab.rl.update import log_probabilities
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params, Trace
+from compiling import quick_jit
 from episodes import NAMES, make_trace
 
 A, F = len(NAMES), len(FEATURES)
@@ -38,10 +39,6 @@ POLICY = Policy(NETWORK, A)
 IS_BARRED = np.arange(NETWORK.vocabulary) >= 36
 TEMPERATURE = 0.8
 Weights = tuple[np.ndarray, np.ndarray]  # of log-probabilities [B, N] and [B, K, A]
-
-
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module", autouse=True)

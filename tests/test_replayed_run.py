@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pytest
 
 import runs
 from collab import tasks
@@ -17,6 +16,7 @@ from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.metrics import OF_A_PROCESS
 from collab.train import Trainer
+from compiling import compiled_once
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
@@ -36,11 +36,6 @@ def params(trainer: Trainer) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(trainer.state.params)]
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "compiled"
-
-
 def test_a_replayed_run_needs_no_server_and_gives_the_same_numbers(
     tiny_config: Any, tmp_path: Path, compiled: Path
 ) -> None:
@@ -48,7 +43,7 @@ def test_a_replayed_run_needs_no_server_and_gives_the_same_numbers(
     config.cold_start.steps, config.rl.iterations = 1, 2
     task = tasks.make_task(config, str(tmp_path / "data"))
     backend = ScriptedBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)
-    with runs.compiled_once(compiled):
+    with compiled_once(compiled):
         with serving(backend) as url:
             config.llm.update({"backend": "openai", "base_url": url, "model": ""})
             config.llm.update({"replay": "record", "replay_file": str(tmp_path / "r.sqlite")})

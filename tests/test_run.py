@@ -11,13 +11,12 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
 import pytest
 
-import runs
 from collab import calibrate, run
 from collab.checkpoint import StopFlag
 from collab.llm import Completion, Message
@@ -26,13 +25,9 @@ from collab.outcomes import read_outcomes
 from collab.report import METRICS, summarise
 from runs import short_config
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 OTHER_WORDS = "Say what is asked for."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with runs.compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.fixture(scope="module")

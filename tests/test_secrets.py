@@ -35,6 +35,7 @@ from collab.llm.faults import faulty
 from collab.llm.scripted import ScriptedBackend
 from collab.llm.serve import serving
 from collab.types import Problem
+from compiling import compiled_once
 from fake_llm import passed, request
 
 KEY = "sk-Zq7/+%=uncommon~Secret_42"
@@ -217,7 +218,7 @@ def config_of(folder: Path) -> ml_collections.ConfigDict:
 
 @pytest.fixture(scope="module")
 def left(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, compiled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Left]:
     folder = tmp_path_factory.mktemp("secrets")
     capture = request.getfixturevalue("capfd_of_module")
@@ -232,9 +233,7 @@ def left(
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(
-            tmp_path_factory.getbasetemp() / "compiled"
-        ):  # fmt: skip
+        with pytest.MonkeyPatch.context() as monkeypatch, compiled_once(compiled):
             monkeypatch.setenv(VARIABLE, KEY)
             config.llm.api_key_env = VARIABLE
             backend = ScriptedBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)

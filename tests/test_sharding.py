@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import processes
 from collab import sharding
 from collab.models.transformer import Transformer, TransformerConfig
 
@@ -229,29 +227,9 @@ def worker(*, address: str, process: int, folder: Path) -> None:
 
 
 def test_two_processes_of_four_devices_agree(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, address, str(process), str(tmp_path)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        said = [child.communicate(timeout=120)[0] for child in workers]
-    finally:
-        for child in workers:
-            child.kill()
+    said = processes.outputs(__file__, str(tmp_path), devices=4, timeout_s=120)
     for process, text in enumerate(said):
-        assert f"process {process} right" in text, text
+        assert f"process {process} right" in text
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from collab.models import weights
 from collab.rl.traces import TraceDoesNotFitError
 from collab.rules import validate
 from collab.tokenizers import gguf_file
+from compiling import compiled_once
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "smollm2.py"
 SHAPE = dataclasses.replace(networks.TINY, vocabulary=49_152)
@@ -99,7 +100,7 @@ class RecordingEvaluator(Evaluator):
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The tiny model; compiled programs and converted weights may stand beside it."""
+    """The tiny model; converted weights may stand beside it."""
     path = tmp_path_factory.mktemp("model") / "model.gguf"
     params = networks.random_params(SHAPE, scale=0.1)
     networks.write_gguf(path, SHAPE, params, arch="llama", describe=describe)
@@ -111,6 +112,7 @@ def test_trains_stops_resumes_and_evaluates_over_a_socket(
     name: str,
     tmp_path: pathlib.Path,
     model_file: pathlib.Path,
+    compiled: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -127,7 +129,7 @@ def test_trains_stops_resumes_and_evaluates_over_a_socket(
         config.llm.helpers = {"smollm2": {"hops": 3}}  # the name that the server lists
     task = tasks.make_task(config, str(tmp_path / "data"))
     backend = StoppingBackend.from_config(config.llm, knowledge=task.knowledge, seed=0)
-    with serving(backend) as url, runs.compiled_once(model_file.parent / "programs"):
+    with serving(backend) as url, compiled_once(compiled):
         config.llm.base_url = url
         run.prepare(config, workdir)
         run.train(config, workdir, "")

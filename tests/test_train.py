@@ -36,6 +36,7 @@ from collab.rl import batch as batch_module
 from collab.sharding import leaf_paths
 from collab.train import Trainer
 from collab.types import FIRST_REQUEST_ID
+from compiling import compiled_once
 from episodes import NAMES, answer, ask, make_episode, think
 from fake_llm import FakeBackend, JudgeBackend
 
@@ -59,11 +60,10 @@ def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(folder):
+def quick(compiled: Path) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as monkeypatch, compiled_once(compiled):
         one_shape(monkeypatch)
-        yield folder
+        yield compiled
 
 
 def everything(trainer: Trainer) -> dict[str, np.ndarray]:
@@ -402,7 +402,7 @@ def test_a_stopped_run_leaves_the_episodes_of_an_unbroken_one(
 
 def train_in(workdir: Path, cache: Path) -> None:
     """What the child of the next test runs."""
-    with pytest.MonkeyPatch.context() as monkeypatch, runs.compiled_once(cache):
+    with pytest.MonkeyPatch.context() as monkeypatch, compiled_once(cache):
         one_shape(monkeypatch)
         print("at work", flush=True)
         runs.train(small_config(), workdir, lambda _, step: print("step", step, flush=True))

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import runs
+from compiling import compiled_once
 from experiments import trained
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+def finished(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
     """A run of a study, in the small, and its trainer."""
-    base = tmp_path_factory.getbasetemp()
     config, folder = runs.short_config(), tmp_path_factory.mktemp("finished")
-    with runs.compiled_once(base / "compiled"):
+    with compiled_once(compiled):
         assembly, trainer = runs.train(config, folder)
         assembly.close()
         yield SimpleNamespace(config=config, folder=folder), trainer

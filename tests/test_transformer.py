@@ -22,6 +22,7 @@ from collab.models.transformer import (
     rotate,
 )
 from collab.sharding import param_shardings, put_rows
+from compiling import quick_jit
 
 BASE = TransformerConfig(
     vocabulary=48,
@@ -42,9 +43,6 @@ VARIANTS = {
         BASE, has_qk_norm=True, remat="layers", rope_scaling=RopeScaling("yarn", 4.0)
     ),
 }
-
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))

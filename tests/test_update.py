@@ -22,6 +22,7 @@ from collab.rl.grpo import Grpo
 from collab.rl.update import Learner, TrainState, make_optimizer
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params, Trace
+from compiling import quick_jit
 from episodes import NAMES, make_trace
 
 A, F = len(NAMES), len(FEATURES)
@@ -42,10 +43,6 @@ WEIGHTS = {
 }
 ONLY_LOSSES = {**WEIGHTS, "kl_weight": 0.0, "entropy_weight": 0.0}
 Metrics = dict[str, jax.Array]
-
-
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from collab.rl.update import Learner
 from collab.rl.value import credited, estimate, of_tokens
 from collab.rollout.state import FEATURES
 from collab.types import ANSWER_ID, FIRST_REQUEST_ID, THINK_ID, Params
+from compiling import quick_jit
 from episodes import NAMES, WRITTEN, make_trace
 
 REWARD = jnp.array([[0.0, -0.5, 1.0, 0.0], [0.25, 9.0, 9.0, 9.0]])
@@ -117,8 +118,6 @@ NETWORK = TransformerConfig(
 CRITIC = Policy(NETWORK, len(NAMES), has_value=True)
 # Its state is the last gradient as it was.
 LEARNER = Learner(CRITIC, optax.trace(decay=0.0), np.zeros(NETWORK.vocabulary, bool), 1.0)
-# Compiling is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LOSS_WEIGHTS = {
     **WEIGHTS,
     "clip_ratio": 0.2,

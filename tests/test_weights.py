@@ -20,6 +20,7 @@ from collab.models.transformer import RopeScaling, Transformer, TransformerConfi
 from collab.models.weights import gguf
 from collab.tokenizers import gguf_file
 from collab.tokenizers.bpe import GgufTokenizer
+from compiling import quick_jit
 from experiments.loader_agreement import __main__ as agreement
 from networks import TINY, random_params, write_gguf
 
@@ -61,10 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 TOKENS = np.random.default_rng(5).integers(0, 64, (2, 40))
 
 
-# Compiling is most of the small tests' time.
-@functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
+@functools.partial(quick_jit, static_argnums=0)
 def logits(config: TransformerConfig, params: Any, tokens_BS: Any) -> jax.Array:
     network = Transformer(config)
     positions = np.broadcast_to(np.arange(tokens_BS.shape[1]), tokens_BS.shape)
