@@ -12,6 +12,7 @@ left out: pip install -e .[smollm2] google-tunix torch==2.13.0 transformers
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 from typing import Any
 
@@ -32,20 +33,14 @@ def rates(worker: peers.Worker, batch: int, *, greedy: bool = False) -> dict[str
     return {WRITTEN: batch * (NEW - 1) / (all_s - one_s), READ: batch * PROMPT / one_s}
 
 
-def measured(
-    workers: list[peers.Worker], batch: int, repeats: int
-) -> list[dict[str, dict[str, float]]]:
-    """By system, after a first round that compiles; ours is measured greedy, too."""
-    found = []
-    for repeat in range(repeats + 1):
-        taken = {}
-        for worker in workers:
-            taken[worker.name] = rates(worker, batch)
-            if worker.name == peers.OURS:
-                taken[GREEDY] = rates(worker, batch, greedy=True)
-        if repeat:
-            found.append(taken)
-    return found
+def measured(workers: list[peers.Worker], batch: int) -> dict[str, dict[str, float]]:
+    """By system; ours is measured greedy, too."""
+    taken = {}
+    for worker in workers:
+        taken[worker.name] = rates(worker, batch)
+        if worker.name == peers.OURS:
+            taken[GREEDY] = rates(worker, batch, greedy=True)
+    return taken
 
 
 def main() -> None:
@@ -59,7 +54,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with peers.workers(flags.engines) as workers:
         for batch in flags.batches:
-            found = measured(workers, batch, flags.repeats)
+            found = records.repeated(functools.partial(measured, workers, batch), flags.repeats)
             more = records.rows_of(found, ours=peers.OURS, batch=batch)
             records.show(more)
             rows += more

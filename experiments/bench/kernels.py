@@ -53,8 +53,8 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def products(rows: int, repeats: int) -> list[dict[str, dict[str, float]]]:
-    """GFLOP/s of each layout, after a first round that compiles."""
+def products(rows: int, repeats: int) -> list[records.Taken]:
+    """GFLOP/s of each layout."""
     rng, shapes = np.random.default_rng(0), layer_shapes() * PRESETS["smollm2_135m"]["layers"]
     matrices = [rng.standard_normal(shape, np.float32) for shape in shapes]
     inputs = [rng.standard_normal((rows, D), np.float32) for D in {D for D, _ in shapes}]
@@ -76,12 +76,9 @@ def products(rows: int, repeats: int) -> list[dict[str, dict[str, float]]]:
         BLAS: lambda: [x_of[len(matrix)] @ matrix for matrix in matrices],
     }
     work = 2e-9 * rows * sum(matrix.size for matrix in matrices)
-    found = []
-    for repeat in range(repeats + 1):
-        taken = {name: {SPEED: work / seconds(call)} for name, call in systems.items()}
-        if repeat:
-            found.append(taken)
-    return found
+    return records.repeated(
+        lambda: {name: {SPEED: work / seconds(call)} for name, call in systems.items()}, repeats
+    )
 
 
 def steps(reach: int) -> Callable[[], Any]:
@@ -106,15 +103,13 @@ def steps(reach: int) -> Callable[[], Any]:
     return functools.partial(decoded, params)
 
 
-def attention(repeats: int) -> list[dict[str, dict[str, float]]]:
+def attention(repeats: int) -> list[records.Taken]:
     """Milliseconds a step, by what attention reads."""
     systems = {f"attention reads {reach}": steps(reach) for reach in REACH}
-    found = []
-    for repeat in range(repeats + 1):
-        taken = {name: {STEP: 1e3 * seconds(call) / STEPS} for name, call in systems.items()}
-        if repeat:
-            found.append(taken)
-    return found
+    return records.repeated(
+        lambda: {name: {STEP: 1e3 * seconds(call) / STEPS} for name, call in systems.items()},
+        repeats,
+    )
 
 
 def main() -> None:

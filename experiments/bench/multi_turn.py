@@ -22,7 +22,7 @@ import functools
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -158,6 +158,17 @@ def rolled_out(
     }
 
 
+def compared(
+    systems: Mapping[str, tuple[Assembly, type[Flight]]], params: Params
+) -> dict[str, dict[str, float]]:
+    """Figures of each. Raises: RuntimeError where they made other episodes."""
+    made, taken = {}, {}
+    for name, (assembly, kind) in systems.items():
+        made[name], taken[name] = rolled_out(assembly, params, kind)
+    check_alike(made)
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,14 +194,7 @@ def main() -> None:
                 LOCK_STEP: (stepped, LockStep),
                 ALONE: (alone, Flight),
             }
-            found = []
-            for repeat in range(flags.repeats + 1):  # the first compiles
-                taken, made = {}, {}
-                for name, (assembly, kind) in systems.items():
-                    made[name], taken[name] = rolled_out(assembly, params, kind)
-                check_alike(made)
-                if repeat:
-                    found.append(taken)
+            found = records.repeated(functools.partial(compared, systems, params), flags.repeats)
         more = records.rows_of(
             found, ours=OURS, batch=PROBLEMS * SAMPLES, of=f", latency {latency_s:g} s"
         )

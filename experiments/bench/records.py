@@ -8,20 +8,27 @@ import os
 import pathlib
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from collab.report import git_commit
 
+Taken = Mapping[str, Mapping[str, float]]  # by system and metric, of one repeat
+
+
+def repeated(measure: Callable[[], Taken], repeats: int) -> list[Taken]:
+    """What `measure` returns in each of so many rounds, after a first one that compiles."""
+    return [measure() for _ in range(repeats + 1)][1:]
+
 
 def rows_of(
-    repeats: Sequence[Mapping[str, Mapping[str, float]]], *, ours: str, batch: int, of: str = ""
+    repeats: Sequence[Taken], *, ours: str, batch: int, of: str = ""
 ) -> list[dict[str, Any]]:
     """A row for each system and metric: median, least, most, and the median ratio to ours.
 
-    repeats: by system and metric; ratios are taken within a repeat. of: added to the metric.
+    Ratios are taken within a repeat. of: added to the metric.
     """
     found = []
     for system in repeats[0]:

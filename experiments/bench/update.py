@@ -50,11 +50,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with peers.workers(flags.engines) as workers:
         for batch in flags.batches:
-            found = [
-                {worker.name: figures(worker, batch, flags.length) for worker in workers}
-                for _ in range(flags.repeats + 1)
-            ]
-            more = records.rows_of(found[1:], ours=peers.OURS, batch=batch)
+            found = records.repeated(
+                lambda n=batch: {one.name: figures(one, n, flags.length) for one in workers},
+                flags.repeats,
+            )
+            more = records.rows_of(found, ours=peers.OURS, batch=batch)
             records.show(more)
             rows += more
     records.write(RESULTS, rows, repeats=flags.repeats, tokens_a_row=flags.length)
