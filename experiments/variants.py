@@ -197,8 +197,8 @@ def picture(rows: Mapping[str, Columns], base: str) -> Figure:
     above.set_yticks(range(len(rows)), [row.words for row in rows.values()])
     above.invert_yaxis()
     above.set_xlabel(f"reward a question less that of {base}")
-    share.set_xlabel("share of the gap from best constant to oracle")
-    rates.set_xlabel("asks by drafted step: known (hollow), unknown (filled)")
+    share.set_xlabel("share of the gap, best constant to oracle")
+    rates.set_xlabel("drafts asked about: known (hollow), unknown")
     for axes, at in ((above, 0.0), (share, 0.0), (share, 1.0)):
         axes.axvline(at, color="0.7", lw=1)
     for axes in (above, share, rates):
