@@ -194,7 +194,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set_xticks(range(len(titles)), titles, rotation=20)
         axes.set_ylabel({"reward": "reward a question", "asks": "asks a question"}[metric])
         axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(shown))
     return figure
 
 
