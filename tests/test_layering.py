@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A name stands for a module, or for a package with all that is not named apart.
 LAYERS = (
-    {"types"},
+    {"types", "naming"},
     {
         *("config", "overrides", "rules", "network_rules", "sharding", "tokenizers", "metrics"),
         *("checkpoint", "progress", "stopwatch", "profiler", "chips"),
