@@ -45,12 +45,14 @@ TINY = {
     "cold_start.steps": 1,
     "cold_start.batch": 4,
     "cold_start.label_problems": 2,
+    "cold_start.label_samples": 1,
     "cold_start.label_steps": 2,
     "rl.iterations": 2,
     "rl.problems": 2,
     "rl.warmup": 0,
     "log.tensorboard": False,
     "evaluate.bootstrap": 20,
+    "evaluate.strategies": ("learned", "llm_alone"),
 }
 
 
