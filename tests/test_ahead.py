@@ -27,6 +27,9 @@ from collab.types import Episode, Feedback
 from test_rollout import EchoClient, make_engine, make_jobs, same
 
 STEP_S, TOKEN_S, UPDATE_S, REPLY_S = 0.05, 0.001, 1.0, 4.0
+
+pytestmark = pytest.mark.usefixtures("quick")
+
 BATCHES = 4
 
 

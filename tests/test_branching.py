@@ -15,6 +15,8 @@ from collab.types import FIRST_REQUEST_ID, Episode, Problem, Status
 from episodes import NAMES, answer, ask, make_episode, think
 from test_rollout import EchoClient, build_engine, on_mesh
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 def job(**fields: Any) -> Job:
     return Job(Problem("p", "who leads it ?", ("x",)), (0, 0, 0), episode="e", **fields)

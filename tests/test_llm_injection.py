@@ -38,6 +38,8 @@ from collab.types import (
 from fake_llm import FakeBackend
 from test_rollout import make_engine, make_jobs
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 HONEST = written_feedback(FeedbackKind.HINT, "mayor of tarn = kano bel")
 ASKED = Asked("ask_fact", "mayor of tarn", *parse_feedback(HONEST))
 REPLIES = {name: parse_feedback(attack.write(ASKED)) for name, attack in ATTACKS.items()}
