@@ -169,7 +169,7 @@ def test_causal_by_gradient_with_and_without_remat() -> None:
 
 def test_loss_and_gradient_do_not_depend_on_what_is_recomputed() -> None:
     """And the less is kept, the fewer of a layer's values the backward pass is handed."""
-    params, tokens = initial(BASE), some_tokens(2, 8)
+    params, tokens = initial(BASE), some_tokens(6, 8)
     positions = np.broadcast_to(np.arange(8), tokens.shape)
     found, kept = {}, {}
     for remat in ("", *REMAT):

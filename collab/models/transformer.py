@@ -28,6 +28,7 @@ from collab.models.decoding import (
 )
 from collab.models.lora import Lora
 from collab.models.projection import Projection, linear, widened
+from collab.types import Params
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer: key_BMTC, value_BMTC
 
@@ -175,6 +176,7 @@ def _look_up_backward(kept: Any, gradient_BSD: jax.Array) -> tuple[jax.Array, No
 
 look_up.defvjp(_look_up_forward, _look_up_backward)
 ONE_HOT_VOCABULARY = 4096  # above it the one-hot matmul costs more than a layer
+CPU_LAYER_ROWS = 2  # that a layer reads at once on a CPU, where it is computed again
 
 
 def by_rows(x: jax.Array, config: TransformerConfig, *, last: Any = None) -> jax.Array:
@@ -311,9 +313,10 @@ class Transformer(nn.Module):
             config.width,
             embedding_init=nn.initializers.normal(config.width**-0.5),
         )
-        block = Block
+        block, norm = Block, RMSNorm
         if config.remat:
             block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
+            norm = nn.remat(RMSNorm, prevent_cse=False)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -321,7 +324,7 @@ class Transformer(nn.Module):
             in_axes=nn.broadcast,
             length=config.layers,
         )(config)
-        self.final_norm = RMSNorm(config.norm_epsilon)
+        self.final_norm = norm(config.norm_epsilon)
         if not config.is_tied:
             self.unembedding = nn.Dense(
                 config.vocabulary, use_bias=False, dtype=jnp.dtype(config.dtype)
@@ -332,7 +335,9 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states f32 or bf16 [B, S, D] after the final norm, and the updated cache."""
         x = look_up(self.embed.embedding, tokens_BS).astype(jnp.dtype(self.config.dtype))
-        if cache is None:
+        if cache is None and self._reads_few_rows():
+            x = self._few_rows_at_once(x, positions_BS)
+        elif cache is None:
             x, _ = self.layers(by_rows(x, self.config), positions_BS)
         else:
             layers = self.variables["params"]["layers"]
@@ -347,6 +352,31 @@ class Transformer(nn.Module):
         if self.is_initializing() and not self.config.is_tied:
             self.unembed(x)
         return self.final_norm(x), cache
+
+    def _reads_few_rows(self) -> bool:
+        is_alone = self.config.row_sharding is None and jax.default_backend() == "cpu"
+        return is_alone and bool(self.config.remat) and not self.is_initializing()
+
+    def _few_rows_at_once(self, x_BSD: jax.Array, positions_BS: jax.Array) -> jax.Array:
+        """What `layers` does, a layer on a few rows at a time: what it computes again is small."""
+        block = Block(self.config, parent=None)
+
+        def read(layer: Params, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+            out: Any = block.apply({"params": layer}, *rows)
+            return out[0]
+
+        def split(array: jax.Array) -> jax.Array:
+            rows = math.gcd(CPU_LAYER_ROWS, len(array))
+            return array.reshape(-1, rows, *array.shape[1:])
+
+        positions = split(positions_BS)
+        again = jax.checkpoint(read, prevent_cse=False, policy=REMAT[self.config.remat])
+        x, _ = jax.lax.scan(
+            lambda x, layer: (jax.lax.map(lambda rows: again(layer, rows), (x, positions)), None),
+            split(x_BSD),
+            self.variables["params"]["layers"],
+        )
+        return x.reshape(x_BSD.shape)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits over the vocabulary, f32."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,17 +74,19 @@ def written_logp(
     B, N = batch.written_at_BN.shape
     Q = len(hidden_QTD)
 
-    def read(hidden_QMD: jax.Array, token_QM: jax.Array) -> jax.Array:
-        logits_QMV = policy.apply({"params": params}, hidden_QMD, method=Policy.token_logits)
+    def read(at_QM: jax.Array) -> jax.Array:
+        token_QM = _take(batch.tokens_QRS.reshape(Q, -1), at_QM)
+        logits_QMV = policy.apply(
+            {"params": params}, _take(hidden_QTD, at_QM - 1), method=Policy.token_logits
+        )
         logits_QMV = by_rows(logits_QMV, policy.config, last=PartitionSpec.UNCONSTRAINED)
         logp_QMV = token_logp(logits_QMV, jnp.asarray(is_barred_V), jnp.float32(temperature))
         return jnp.take_along_axis(logp_QMV, token_QM[..., None], axis=-1)[..., 0]
 
     with jax.named_scope("token_logp"):
-        at_QM = _take(batch.written_at_BN.reshape(Q, -1), batch.written_QM)
         logp_QM = _in_chunks(
             read,
-            (_take(hidden_QTD, at_QM - 1), _take(batch.tokens_QRS.reshape(Q, -1), at_QM)),
+            (_take(batch.written_at_BN.reshape(Q, -1), batch.written_QM),),
             is_real_QX=batch.written_QM < B // Q * N,
             size=max((CPU_LOGITS if _is_cpu() else LOGITS) // len(is_barred_V), LEAST_TOKENS),
         )
@@ -118,9 +121,8 @@ def _in_chunks(
 ) -> jax.Array:
     """`work` on `size` places of axis 1 at a time; 0 for a chunk that is real on no shard.
 
-    work: takes parts of the arrays, returns an array with the same first two axes. The backward
-    pass does it again, chunk by chunk: what it would else keep of all chunks fits no cache, and is
-    what was not to exist at once.
+    work: takes parts of the arrays, which are of integers, and returns an array with the same first
+    two axes. What it closes over may have a gradient.
     """
     Q, X = is_real_QX.shape
     if size >= X:
@@ -133,12 +135,56 @@ def _in_chunks(
         padding = [(0, 0), (0, count * size - X), *[(0, 0)] * len(rest)]
         return jnp.pad(array, padding).reshape(Q, count, size, *rest).swapaxes(0, 1)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    chunks = tuple(map(split, arrays))
+    explicit, read = jax.closure_convert(work, *(chunk[0] for chunk in chunks))
+    done = _one_by_one(explicit, split(is_real_QX).any(axis=(1, 2)), chunks, tuple(read))
+    return done.swapaxes(0, 1).reshape(Q, count * size, *done.shape[3:])[:, :X]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _one_by_one(
+    work: Callable[..., jax.Array],
+    is_needed_C: jax.Array,
+    chunks: tuple[jax.Array, ...],
+    read: tuple[jax.Array, ...],
+) -> jax.Array:
+    """`work(*chunk, *read)` of each chunk, stacked as these are; 0 where it isn't needed.
+
+    The backward pass does it again, chunk by chunk: what it would else keep of all of them fits no
+    cache, and is what was not to exist at once. Of what is read there is one sum of gradients,
+    and beside it a chunk's own.
+    """
+
     def one(chunk: tuple[jax.Array, tuple[jax.Array, ...]]) -> jax.Array:
         is_needed, parts = chunk
-        made = jax.eval_shape(work, *parts)
-        return jax.lax.cond(is_needed, work, lambda *_: jnp.zeros(made.shape, made.dtype), *parts)
+        made = jax.eval_shape(work, *parts, *read)
+        return jax.lax.cond(
+            is_needed, work, lambda *_: jnp.zeros(made.shape, made.dtype), *parts, *read
+        )
 
-    is_needed_C = split(is_real_QX).any(axis=(1, 2))
-    done = jax.lax.map(one, (is_needed_C, tuple(map(split, arrays)))).swapaxes(0, 1)
-    return done.reshape(Q, count * size, *done.shape[3:])[:, :X]
+    return jax.lax.map(one, (is_needed_C, chunks))
+
+
+def _forward(
+    work: Callable[..., jax.Array], is_needed_C: jax.Array, chunks: Any, read: Any
+) -> tuple[jax.Array, Any]:
+    return _one_by_one(work, is_needed_C, chunks, read), (is_needed_C, chunks, read)
+
+
+def _backward(work: Callable[..., jax.Array], kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    is_needed_C, chunks, read = kept
+
+    def add(total: Any, parts: Any, gradient: jax.Array) -> Any:
+        _, back = jax.vjp(lambda *read: work(*parts, *read), *read)
+        return jax.tree.map(jnp.add, total, back(gradient))
+
+    def step(total: Any, chunk: Any) -> tuple[Any, None]:
+        is_needed, *rest = chunk
+        return jax.lax.cond(is_needed, add, lambda total, *_: total, total, *rest), None
+
+    start = jax.tree.map(jnp.zeros_like, read)
+    total, _ = jax.lax.scan(step, start, (is_needed_C, chunks, gradient), reverse=True)
+    return None, None, total
+
+
+_one_by_one.defvjp(_forward, _backward)

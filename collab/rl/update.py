@@ -44,13 +44,18 @@ def make_optimizer(
     """Adam with a clipped norm; heads and feature weights learn faster than the trunk."""
     factors = dict.fromkeys((*HEAD, "value_head"), head_rate) | {"feature_head": feature_rate}
 
+    def clip(gradient: Params, params: Params | None) -> Params:
+        """As `optax.clip_by_global_norm`, which keeps the clipped beside what it clips on CPU."""
+        limit = clip_norm / jnp.maximum(optax.tree.norm(gradient), clip_norm)
+        return optax.tree.scale(limit, gradient)
+
     def quicken(updates: Params, params: Params | None) -> Params:
         return {
             name: optax.tree.scale(factors.get(name, 1.0), part) for name, part in updates.items()
         }
 
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        optax.stateless(clip),
         optax.scale_by_adam(b2=0.99),
         optax.stateless(quicken),
         optax.scale_by_learning_rate(schedule),
